@@ -1,0 +1,58 @@
+# make help        what there is
+# PYTHON=python3.12        another interpreter (3.11 or newer)
+# TORCH_INDEX=URL          another build of torch, e.g. https://download.pytorch.org/whl/cpu
+PYTHON ?= python3
+TORCH_INDEX ?=
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install -c constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint clean FORCE
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo "  make setup TORCH_INDEX=https://download.pytorch.org/whl/cpu   torch without the gigabytes of CUDA"
+
+setup: $(VENV)/.runtime $(VENV)/.tools ## .venv with the exact versions of constraints.txt
+
+demo: $(VENV)/.runtime ## the main job on the embedded model: plan, tune, measure, report (about six minutes, offline)
+	$(BIN)/weitiao demo
+
+test: setup ## every test, on a CPU, offline
+	$(BIN)/python -m pytest
+
+lint: setup ## ruff and pyright
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+clean: ## remove .venv, caches and build outputs; runs/ stays
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# An index asked for by name that differs from the one set up: torch is installed again from there.
+ifneq ($(TORCH_INDEX),)
+ifneq ($(TORCH_INDEX),$(shell cat $(VENV)/.torch 2>/dev/null))
+$(VENV)/.torch: FORCE
+endif
+endif
+
+$(VENV)/.torch: | $(BIN)/python
+	$(PIP) $(if $(TORCH_INDEX),--force-reinstall --no-deps --index-url $(TORCH_INDEX)) torch
+	@echo "$(TORCH_INDEX)" > $@
+
+$(VENV)/.runtime: $(VENV)/.torch pyproject.toml constraints.txt
+	$(PIP) -e .
+	@touch $@
+
+$(VENV)/.tools: $(VENV)/.runtime
+	$(PIP) -e '.[dev]'
+	@touch $@
+
+$(BIN)/python:
+	@command -v $(PYTHON) >/dev/null || { echo "error: no $(PYTHON) here; name one with make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "error: $$($(PYTHON) --version) is too old: Python 3.11 or newer is needed; name one with make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || \
+	  { rm -rf $(VENV); echo "error: $(PYTHON) cannot make a virtual environment (on Debian and Ubuntu: apt install python3-venv)" >&2; exit 1; }

@@ -1,0 +1,183 @@
+"""The run folder: what a training run was asked, what it ran on, what it measured, and what it left.
+
+run = Run.create("runs/hotel-lora", recipe={...})
+run.log({"step": 1, "loss": 2.3})
+Run.open("runs/hotel-lora").metrics()
+
+runs/NAME/  recipe.yaml env.json plan.json metrics.jsonl checkpoints/ adapter/ (or model/) report.md loss.png
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import secrets
+import shlex
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from weitiao.errors import InputError, RunError, t
+
+RECIPE = "recipe.yaml"
+METRICS = "metrics.jsonl"
+
+
+class Run:
+    """One run folder. Build it with :meth:`create` or :meth:`open`."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self.checkpoints = self.path / "checkpoints"
+        self.adapter = self.path / "adapter"
+        self.model = self.path / "model"
+        self.tokenizer = self.path / "tokenizer"  # of a new model, trained on the run's own text
+
+    @classmethod
+    def create(cls, folder: str | Path, recipe: Mapping[str, Any], overwrite: bool = False) -> Run:
+        """A new run folder with its recipe; InputError if it holds a run (unless ``overwrite``) or is a file."""
+        run = cls(folder)
+        if is_run(run.path):
+            if not overwrite:
+                raise InputError(held(run.path))
+            run.clear()
+        elif run.path.exists() and not run.path.is_dir():
+            raise InputError(t("{path}: is a file, not a folder for a run", path=run.path))
+        try:
+            run.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(t("{path}: cannot be made: {reason}", path=run.path, reason=error.strerror)) from None
+        text = yaml.safe_dump(dict(recipe), allow_unicode=True, sort_keys=False, width=1000)
+        write_atomic(run.path / RECIPE, text)
+        return run
+
+    @classmethod
+    def open(cls, folder: str | Path) -> Run:
+        """The run that ``folder`` holds; InputError if it holds none."""
+        if not is_run(folder):
+            raise InputError(t("{path}: holds no run (a run folder has a recipe.yaml)", path=folder))
+        return cls(folder)
+
+    @property
+    def final(self) -> Path:
+        """The tuned weights, ``adapter/`` or ``model/``, of the last stage if there are stages; RunError if absent."""
+        for path in (self.adapter, self.model):
+            if path.is_dir():
+                return path
+        if stages := self.stages:
+            return stages[-1].final
+        resume = command("weitiao", "train", "--resume", self.path)
+        raise RunError(t("{path}: the run has not finished; go on with: {command}", path=self.path, command=resume))
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run has left its result."""
+        return self.adapter.is_dir() or self.model.is_dir()
+
+    @property
+    def stages(self) -> list[Run]:
+        """The runs of the recipe's stages, in order; empty if it has none."""
+        return [Run(self.path / Path(stage["name"]).name) for stage in self.recipe().get("stages") or []]
+
+    def recipe(self) -> dict[str, Any]:
+        """The resolved recipe this run was started with."""
+        return yaml.safe_load((self.path / RECIPE).read_text(encoding="utf-8")) or {}
+
+    def log(self, record: Mapping[str, Any]) -> None:
+        """Append one line to ``metrics.jsonl``; it is on its way to the disk when this returns."""
+        line = json.dumps(dict(record), ensure_ascii=False) + "\n"
+        path = self.path / METRICS
+        try:
+            with path.open("a", encoding="utf-8") as file:
+                file.write(line)
+        except OSError as error:
+            raise disk_error(error, path, len(line.encode())) from error
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """Every whole line of ``metrics.jsonl``; a last line that was cut by a kill is left out."""
+        path = self.path / METRICS
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+        records = []
+        for number, line in enumerate(lines, 1):
+            try:
+                records.append(json.loads(line))
+            except json.JSONDecodeError:
+                if number < len(lines):
+                    raise RunError(t("{path}:{line}: not JSON", path=path, line=number)) from None
+        return records
+
+    def rewind(self, step: int) -> None:
+        """Forget metrics of steps after ``step``: a resumed run logs those again."""
+        kept = [record for record in self.metrics() if record.get("step", 0) <= step]
+        text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in kept)
+        write_atomic(self.path / METRICS, text)
+
+    def write(self, name: str, content: Mapping[str, Any] | str) -> Path:
+        """Write a file of the run: a mapping as JSON, or text."""
+        path = self.path / name
+        write_atomic(
+            path, content if isinstance(content, str) else json.dumps(content, ensure_ascii=False, indent=2) + "\n"
+        )
+        return path
+
+    def clear(self) -> None:
+        """Remove what the former run left, and only that: other files in the folder stay."""
+        for stage in self.stages:
+            if is_run(stage.path):
+                stage.clear()
+        for name in (METRICS, "env.json", "plan.json", "predictions.jsonl", "report.md", "loss.png", RECIPE):
+            (self.path / name).unlink(missing_ok=True)
+        for folder in (self.checkpoints, self.adapter, self.model, self.tokenizer, self.path / "merged"):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def is_run(path: str | Path) -> bool:
+    """Whether ``path`` is a run folder: it has the recipe it was started with."""
+    return (Path(path) / RECIPE).is_file()
+
+
+def held(path: Path) -> str:
+    """The refusal of a folder that holds a run, with the two commands that go on from here."""
+    return t(
+        "{path}: holds a run already; go on with it: {resume}   or start it anew: {overwrite}",
+        path=path,
+        resume=command("weitiao", "train", "--resume", path),
+        overwrite=command("weitiao", "train", path / RECIPE, "--overwrite"),
+    )
+
+
+def command(*words: object) -> str:
+    """A command line that a person can copy."""
+    return shlex.join(str(word) for word in words)
+
+
+def write_atomic(path: str | Path, content: bytes | str) -> None:
+    """Write a whole file or none of it: temporary file, fsync, rename. RunError names a full disk and bytes needed."""
+    path = Path(path)
+    data = content.encode() if isinstance(content, str) else content
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise disk_error(error, path, len(data)) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def disk_error(error: OSError, path: Path, needed_bytes: int) -> RunError:
+    """The RunError of a failed write: a full disk is named with what is needed and what is free."""
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        return RunError(t("{path}: cannot be written: {reason}", path=path, reason=error.strerror or error))
+    folder = next((parent for parent in Path(path).absolute().parents if parent.exists()), Path("/"))
+    free_bytes = shutil.disk_usage(folder).free
+    message = "{path}: the disk is full: {needed} bytes needed, {free} bytes free"
+    return RunError(t(message, path=path, needed=needed_bytes, free=free_bytes))
