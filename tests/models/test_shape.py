@@ -1,0 +1,119 @@
+"""Shapes from config.json alone are those of the real model."""
+
+import json
+import time
+
+import pytest
+from transformers import AutoConfig
+
+from weitiao.errors import InputError
+from weitiao.models import modules, shape, tiny
+
+LLAMA_70B = {
+    "model_type": "llama",
+    "hidden_size": 8192,
+    "intermediate_size": 28672,
+    "num_hidden_layers": 80,
+    "num_attention_heads": 64,
+    "num_key_value_heads": 8,
+    "vocab_size": 128256,
+}
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_counts_are_those_of_the_loaded_model(family, tmp_path):
+    model = tiny.make(family)
+    model.config.save_pretrained(tmp_path)
+    found = shape.read(tmp_path)
+    assert found.parameters == sum(parameter.numel() for parameter in model.parameters())
+    assert {line.name: (line.inputs, line.outputs) for line in found.linears} == {
+        name: modules.in_out(module) for name, module in modules.linears(model).items()
+    }
+    blocks = modules.blocks(model)
+    assert found.layers == len(blocks) == len(found.blocks)
+    assert found.parameters_under(found.blocks[-1]) == sum(p.numel() for p in blocks[-1].parameters())
+    assert found.vocab == model.config.vocab_size and found.kind == ("masked" if family == "bert" else "causal")
+    output = model.get_output_embeddings()
+    assert found.tied == (output.weight is model.get_input_embeddings().weight)
+    assert shape.read(model.config) == found == shape.read(json.loads((tmp_path / "config.json").read_text()))
+
+
+def test_the_sizes_of_published_models():
+    published = {
+        "gpt2": ({"model_type": "gpt2"}, 124_439_808),
+        "llama-3-70b": (LLAMA_70B, 70_553_706_496),
+        "qwen2.5-0.5b": (
+            {
+                "model_type": "qwen2",
+                "hidden_size": 896,
+                "intermediate_size": 4864,
+                "num_hidden_layers": 24,
+                "num_attention_heads": 14,
+                "num_key_value_heads": 2,
+                "vocab_size": 151936,
+                "tie_word_embeddings": True,
+            },
+            494_032_768,
+        ),
+        "bert-base": ({"model_type": "bert"}, 109_514_298),
+    }
+    assert {name: shape.read(config).parameters for name, (config, _) in published.items()} == {
+        name: count for name, (_, count) in published.items()
+    }
+
+
+def test_seventy_billion_parameters_take_a_moment():
+    start = time.perf_counter()
+    found = shape.read({**LLAMA_70B, "rope_theta": 500000.0})
+    assert time.perf_counter() - start < 3  # about 0.1 s where the machine is quiet
+    assert len(found.linears) == 560 and found.head_dim == 128
+    assert ("model.layers.*.self_attn.k_proj", 8192, 1024, 80) in found.table()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{", "not JSON"),
+        ("[1]", "not a JSON object"),
+        ("{}", '"model_type" is missing'),
+        ('{"model_type": "chatglm"}', 'no model type "chatglm"'),
+        ('{"model_type": "chatglm", "auto_map": {"AutoModel": "modeling_chatglm.X"}}', "modeling_chatglm.py"),
+        ('{"model_type": "llama", "hidden_size": "wide"}', "hidden_size"),
+        ('{"model_type": "llama", "hidden_size": 64, "num_attention_heads": 0}', "num_attention_heads"),
+        ('{"model_type": "llama", "num_hidden_layers": 1000000}', "1000000 layers"),
+        ('{"model_type": "llama", "quantization_config": {"quant_method": "gptq"}}', "gptq"),
+        ('{"model_type": "gpt2", "n_layer": -1}', "n_layer: -1"),
+        ('{"model_type": "t5"}', "encoder-decoder"),
+        ('{"model_type": "vit"}', "not a language model"),
+    ],
+)
+def test_a_bad_config_is_named(text, said, tmp_path):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(InputError, match=said):
+        shape.read(tmp_path)
+    with pytest.raises(InputError, match="no such file"):
+        shape.read(tmp_path / "nothing.json")
+
+
+def test_a_config_cannot_choose_kernels(tmp_path):
+    (tmp_path / "config.json").write_text(
+        json.dumps(
+            {"model_type": "llama", "_attn_implementation_internal": "evil/kernel", "attn_implementation": "a/b"}
+        )
+    )
+    config = shape.read_config(tmp_path)
+    assert "evil" not in str(config.to_dict()) and config._attn_implementation in (None, "sdpa", "eager")
+    assert isinstance(config, type(AutoConfig.for_model("llama")))
+
+
+def test_a_slip_in_a_recipe_s_config_is_named_and_older_keys_are_not():
+    with pytest.raises(InputError) as error:
+        shape.read({"model_type": "llama", "hiden_size": 64, "num_hiden_layers": 2})
+    assert len(error.value.problems) == 2 and 'did you mean "hidden_size"?' in error.value.problems[0]
+    shape.read_config({"model_type": "llama", "rope_theta": 1e4, "torch_dtype": "float32", "transformers_version": "4"})
+
+
+def test_the_vocabulary_can_be_the_tokenizer_s():
+    config = {**LLAMA_70B, "num_hidden_layers": 1}
+    fewer = shape.read(config).parameters - shape.read(config, vocab_size=1000).parameters
+    assert fewer == 2 * 8192 * (128256 - 1000)

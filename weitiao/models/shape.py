@@ -1,0 +1,274 @@
+"""The shape of a model from its config.json alone: no weights are read, none are made.
+
+    shape = read("models/qwen2-0.5b")
+    shape.parameters                    # exact: every parameter counted once, tied ones too
+    [(l.name, l.inputs, l.outputs) for l in shape.linears]
+
+The model is built on torch's meta device, where a tensor has a shape and no memory, so the counts are those of the
+real class and not of a formula; a 70-billion-parameter configuration takes well under a second.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from weitiao.errors import InputError, t
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+CONFIG_FILE = "config.json"
+# which kernels run is decided by this program: a file that could name one could name code to be fetched and run
+SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
+CLOSE = 0.85  # so that hiden_size is a slip and the older rope_theta is not
+LAYERS_LIMIT = 2000  # a file from outside must not make this program build a million layers
+KERNEL_CHOICE = re.compile(r"^_?(attn|experts)_implementation")
+
+
+@dataclass(frozen=True)
+class Linear:
+    """One matrix product with ``inputs`` x ``outputs`` weights, by its dotted name in the model."""
+
+    name: str
+    inputs: int
+    outputs: int
+    bias: bool
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The sizes of a model. ``linears`` leaves out the output head; ``tensors`` has every parameter once."""
+
+    model_type: str
+    kind: str  # "causal" or "masked"
+    layers: int
+    hidden: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    intermediate: int
+    vocab: int
+    positions: int | None  # the longest input in tokens, where the configuration says
+    tied: bool
+    linears: tuple[Linear, ...]
+    tensors: Mapping[str, tuple[int, ...]]
+
+    @cached_property
+    def parameters(self) -> int:
+        """Exact number of parameters, tied ones once."""
+        return sum(math.prod(size) for size in self.tensors.values())
+
+    def parameters_under(self, *modules: str) -> int:
+        """Parameters of the modules with these dotted names (and of what they hold)."""
+        inside = tuple(name + "." for name in modules)
+        return sum(math.prod(size) for name, size in self.tensors.items() if name.startswith(inside) or name in modules)
+
+    @cached_property
+    def blocks(self) -> tuple[str, ...]:
+        """Dotted names of the repeated layers, in order."""
+        best: dict[str, list[str]] = {}
+        for name in self.tensors:
+            if found := re.match(r"(.*?)\.\d+(?=\.)", name):
+                best.setdefault(found[1], []).append(found[0])
+        lists = [tuple(dict.fromkeys(names)) for names in best.values()]
+        return max(lists, key=lambda names: self.parameters_under(*names), default=())
+
+    def table(self) -> list[tuple[str, int, int, int]]:
+        """(name, inputs, outputs, count) of the linears, layers of the same kind in one line."""
+        rows: dict[tuple[str, int, int], int] = {}
+        for linear in self.linears:
+            key = (re.sub(r"\.\d+\.", ".*.", linear.name), linear.inputs, linear.outputs)
+            rows[key] = rows.get(key, 0) + 1
+        return [(*key, count) for key, count in rows.items()]
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without transformers' own progress bars and log lines; what matters is said by this project."""
+    from transformers.utils import logging
+
+    bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def read_config(source: str | Path | Mapping[str, Any]) -> PretrainedConfig:
+    """A checked transformers configuration from a folder, a config.json or its content; nothing in it is executed.
+
+    InputError for a file that is missing or no JSON object, a model type unknown to transformers (with what its
+    folder would have to run), weights that are already quantised, and sizes that its class refuses. Content given
+    directly was written for this program, so that a key close to a known one is taken for a slip of the pen; published
+    files hold many keys of their own.
+    """
+    if not isinstance(source, Mapping):
+        return _checked(*_read_json(Path(source)))
+    config = _checked(dict(source), CONFIG_FILE)
+    known = [*type(config)().to_dict(), *type(config).attribute_map]
+    near = {key: difflib.get_close_matches(key, known, n=1, cutoff=CLOSE) for key in source if key not in known}
+    if slips := [(key, found[0]) for key, found in near.items() if found]:
+        message = '{file}: {name}: no such key; did you mean "{near}"?'
+        raise InputError([t(message, file=CONFIG_FILE, name=name, near=found) for name, found in slips])
+    return config
+
+
+def _checked(values: dict[str, Any], where: str) -> PretrainedConfig:
+    """The configuration with these values, or InputError."""
+    from transformers import CONFIG_MAPPING
+
+    model_type = values.pop("model_type", None)
+    if not isinstance(model_type, str):
+        raise InputError(t('{file}: "model_type" is missing', file=where))
+    if model_type not in CONFIG_MAPPING:
+        code = ", ".join(sorted(_code(values.get("auto_map"))))
+        if code:
+            message = '{file}: model type "{type}" needs code from its own folder ({code}), which is never run here'
+            raise InputError(t(message, file=where, type=model_type, code=code))
+        raise InputError(t('{file}: transformers has no model type "{type}"', file=where, type=model_type))
+    if quantised := values.get("quantization_config"):
+        method = quantised.get("quant_method", "?") if isinstance(quantised, Mapping) else "?"
+        message = "{file}: the weights are already quantised ({method}); take the model they were made from"
+        raise InputError(t(message, file=where, method=method))
+    kind = CONFIG_MAPPING[model_type]
+    _check_sizes(values, kind.attribute_map, where)
+    try:
+        return kind.from_dict(_without_kernels(values))
+    except Exception as error:  # each class validates in its own way; whatever it says is about this file
+        raise InputError(t("{file}: {reason}", file=where, reason=" ".join(str(error).split()))) from error
+
+
+def _check_sizes(values: Mapping[str, Any], other_names: Mapping[str, str], where: str) -> None:
+    """InputError that names every given size which is not a positive number, under the family's own name for it."""
+    problems = []
+    for size in SIZES:
+        name = size if size in values else other_names.get(size, size)
+        value = values.get(name, 1)
+        if type(value) is not int or value < 1:
+            message = "{file}: {name}: {value} is not a positive whole number"
+            problems.append(t(message, file=where, name=name, value=json.dumps(value, default=str)))
+        elif size == "num_hidden_layers" and value > LAYERS_LIMIT:
+            message = "{file}: {name}: {value} layers are more than any model has"
+            problems.append(t(message, file=where, name=name, value=value))
+    if problems:
+        raise InputError(problems)
+
+
+def _read_json(path: Path) -> tuple[dict[str, Any], str]:
+    """The JSON object of a config.json (or of the one in a folder) and its name."""
+    path = path / CONFIG_FILE if path.is_dir() else path
+    if not path.is_file():
+        raise InputError(t("no such file: {path}", path=path))
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise InputError(t("{path}: not JSON ({reason})", path=path, reason=error)) from error
+    if not isinstance(values, dict):
+        raise InputError(t("{path}: not a JSON object", path=path))
+    return values, str(path)
+
+
+def _code(auto_map: Any) -> set[str]:
+    """The Python modules that an ``auto_map`` names."""
+    names = auto_map.values() if isinstance(auto_map, Mapping) else []
+    return {str(name).rpartition(".")[0] + ".py" for name in names if isinstance(name, str)}
+
+
+def _without_kernels(values: Any) -> Any:
+    """The configuration without the keys that choose kernels, at any depth."""
+    if not isinstance(values, Mapping):
+        return values
+    return {key: _without_kernels(value) for key, value in values.items() if not KERNEL_CHOICE.match(str(key))}
+
+
+def kind_of(config: PretrainedConfig) -> str:
+    """``causal`` (predicts the next token) or ``masked`` (an encoder such as BERT); InputError for anything else."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES as MASKED
+
+    if getattr(config, "is_encoder_decoder", False):
+        raise InputError(t("{type}: encoder-decoder models are not supported", type=config.model_type))
+    if config.model_type in MASKED and not getattr(config, "is_decoder", False):
+        return "masked"
+    if config.model_type in CAUSAL:
+        return "causal"
+    raise InputError(t("{type}: not a language model for text", type=config.model_type))
+
+
+def auto_class(config: PretrainedConfig) -> Any:
+    """transformers' auto class for the configuration's kind."""
+    import transformers
+
+    return transformers.AutoModelForMaskedLM if kind_of(config) == "masked" else transformers.AutoModelForCausalLM
+
+
+def read(source: str | Path | Mapping[str, Any] | PretrainedConfig, vocab_size: int | None = None) -> Shape:
+    """The shape of the model that a folder, a config.json, its content or a configuration describes.
+
+    ``vocab_size`` overrides the configuration's, as it does when ``models.load`` builds a new model.
+    """
+    from transformers import PretrainedConfig
+
+    config = source if isinstance(source, PretrainedConfig) else read_config(source)
+    values = config.to_dict() | ({} if vocab_size is None else {"vocab_size": vocab_size})
+    return _measure(config.model_type, json.dumps(values, sort_keys=True, default=str))
+
+
+@lru_cache(maxsize=32)
+def _measure(model_type: str, text: str) -> Shape:
+    """Build the model on the meta device and measure it; cached by the configuration's content."""
+    import torch
+
+    from weitiao.models import modules
+
+    config = _checked({**json.loads(text), "model_type": model_type}, CONFIG_FILE)
+    try:
+        with torch.device("meta"), quiet():
+            model = auto_class(config).from_config(config, dtype=torch.float32, attn_implementation="eager")
+    except InputError:
+        raise
+    except Exception as error:  # sizes that do not fit together fail somewhere inside the model's class
+        raise InputError(t("{file}: {reason}", file=CONFIG_FILE, reason=" ".join(str(error).split()))) from error
+    vocab, hidden = modules.embedding(model).weight.shape
+    heads = _size(config, "num_attention_heads") or 1
+    output = modules.output_linear(model)
+    return Shape(
+        model_type=model_type,
+        kind=kind_of(config),
+        layers=len(modules.blocks(model)),
+        hidden=hidden,
+        heads=heads,
+        kv_heads=_size(config, "num_key_value_heads") or heads,
+        head_dim=_size(config, "head_dim") or hidden // heads,
+        intermediate=_size(config, "intermediate_size") or _size(config, "n_inner") or 4 * hidden,
+        vocab=vocab,
+        positions=_size(config, "max_position_embeddings"),
+        tied=output is not None and output.weight is modules.embedding(model).weight,
+        linears=tuple(
+            Linear(name, *modules.in_out(module), bias=getattr(module, "bias", None) is not None)
+            for name, module in modules.linears(model).items()
+        ),
+        tensors={name: tuple(parameter.shape) for name, parameter in model.named_parameters()},
+    )
+
+
+def _size(config: PretrainedConfig, name: str) -> int | None:
+    """A size of the configuration's text model; None where it has none, or (RuntimeError) a different one per layer."""
+    try:
+        value = getattr(config.get_text_config(), name, None)
+    except RuntimeError:
+        return None
+    return value if type(value) is int else None

@@ -1,0 +1,1 @@
+"""Files on disk: fetched and verified, and looked into without loading them."""
