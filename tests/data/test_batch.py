@@ -1,0 +1,112 @@
+"""Batches: every row once, bounded, deterministic, and the same rows a step however a step is cut."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from weitiao.data.batch import Example, collate, pack, plan_epoch
+from weitiao.errors import InputError
+
+LENGTHS = st.lists(st.integers(1, 300), max_size=60)
+
+
+def example(length: int, start: int = 0, trained_from: int = 0) -> Example:
+    ids = np.arange(start, start + length, dtype=np.int32)
+    return Example(ids, np.arange(length) >= trained_from, f"row {start}")
+
+
+@given(LENGTHS, st.integers(1, 9), st.integers(1, 600), st.integers(0, 99), st.integers(0, 3))
+def test_every_row_once_in_whole_steps_and_bounded_micro_batches(lengths, batch_size, bound, seed, epoch):
+    steps = plan_epoch(lengths, batch_size, bound, seed, epoch)
+    rows = [[row for micro in step for row in micro] for step in steps]
+    assert sorted(row for step in rows for row in step) == list(range(len(lengths)))
+    assert all(len(step) == batch_size for step in rows[:-1])
+    for micro in (micro for step in steps for micro in step):
+        assert micro
+        assert len(micro) == 1 or len(micro) * max(lengths[row] for row in micro) <= bound
+
+
+@given(LENGTHS, st.integers(1, 9), st.integers(1, 600), st.integers(0, 99))
+def test_the_bound_moves_no_row_to_another_step(lengths, batch_size, bound, seed):
+    cut = plan_epoch(lengths, batch_size, bound, seed, 0)
+    whole = plan_epoch(lengths, batch_size, None, seed, 0)
+    assert [{row for micro in step for row in micro} for step in cut] == [
+        {row for micro in step for row in micro} for step in whole
+    ]
+
+
+def test_the_order_follows_from_seed_and_epoch():
+    lengths = list(range(1, 101))
+    plan = plan_epoch(lengths, 8, 256, seed=1, epoch=0)
+    assert plan == plan_epoch(lengths, 8, 256, seed=1, epoch=0)
+    assert plan != plan_epoch(lengths, 8, 256, seed=2, epoch=0)
+    assert plan != plan_epoch(lengths, 8, 256, seed=1, epoch=1)
+
+
+def test_a_step_is_an_even_draw_whatever_the_lengths():
+    lengths = [10] * 200 + [200] * 200
+    steps = plan_epoch(lengths, 40, 4096, seed=0, epoch=0)
+    long = [sum(lengths[row] == 200 for micro in step for row in micro) for step in steps]
+    assert min(long) >= 10 and max(long) <= 30
+
+
+def test_cutting_saves_padding_but_not_for_nothing():
+    (step,) = plan_epoch([500, 500, 20, 20], 4, None, seed=0, epoch=0)
+    assert sorted(map(sorted, step)) == [[0, 1], [2, 3]]
+    (step,) = plan_epoch([50, 49, 48, 47], 4, None, seed=0, epoch=0)
+    assert len(step) == 1
+
+
+def test_padding_stays_small_on_uneven_rows():
+    lengths = np.clip(np.random.default_rng(0).lognormal(5, 0.6, 1000), 10, 1500).astype(int).tolist()
+    steps = plan_epoch(lengths, 8, 4096, seed=0, epoch=0)
+    padded = sum(len(micro) * max(lengths[row] for row in micro) for step in steps for micro in step)
+    assert sum(lengths) / padded > 0.85
+
+
+def test_wrong_sizes_are_refused():
+    with pytest.raises(InputError):
+        plan_epoch([1], 0, 10, 0, 0)
+    with pytest.raises(InputError):
+        plan_epoch([1], 1, 0, 0, 0)
+
+
+def test_collate_pads_on_the_right_and_never_trains_padding():
+    batch = collate([example(3, trained_from=1), example(1, start=9)], pad_id=7)
+    assert batch.ids.tolist() == [[0, 1, 2], [9, 7, 7]]
+    assert batch.mask.tolist() == [[False, True, True], [True, False, False]]
+    assert batch.attention.tolist() == [[1, 1, 1], [1, 0, 0]]
+    assert str(batch.ids.dtype) == "torch.int64" and str(batch.mask.dtype) == "torch.bool"
+
+
+def test_the_first_token_of_a_row_is_never_counted_as_trained():
+    assert example(5).trained_tokens == 4
+    assert example(5, trained_from=3).trained_tokens == 2
+    assert example(1).trained_tokens == 0
+
+
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=20), st.integers(2, 33), st.integers(0, 5))
+def test_packing_loses_and_repeats_no_token(lengths, length, epoch):
+    starts = np.cumsum([0, *lengths])
+    documents = [example(size, int(start)) for size, start in zip(lengths, starts, strict=False)]
+    rows = pack(documents, length, seed=3, epoch=epoch)
+    found = np.concatenate([row.ids for row in rows]) if rows else np.array([])
+    assert len(set(found.tolist())) == len(found)
+    assert len(found) in (sum(lengths), sum(lengths) - 1)
+    assert all(len(row) == length for row in rows[:-1]) and all(2 <= len(row) <= length for row in rows)
+    assert sum(np.diff(found) != 1) <= len(lengths)  # whole documents, in another order
+
+
+def test_packing_draws_its_order_from_seed_and_epoch():
+    documents = [example(10, 100 * index) for index in range(20)]
+
+    def order(seed: int, epoch: int) -> list[int]:
+        return np.concatenate([row.ids for row in pack(documents, 16, seed=seed, epoch=epoch)]).tolist()
+
+    assert order(0, 0) == order(0, 0) != order(0, 1) != order(1, 1)
+    assert pack([], 16, seed=0, epoch=0) == []
+    with pytest.raises(InputError):
+        pack(documents, 1, seed=0, epoch=0)

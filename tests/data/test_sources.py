@@ -1,0 +1,548 @@
+"""Sources: what each layout and format becomes, and that everything wrong is said at once with file and line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from weitiao.config import build
+from weitiao.data.layouts import fill, template_slots
+from weitiao.data.rows import Call, Chat, Message, Row, Text
+from weitiao.data.sources import DataOptions, Source, arguments, load, read, read_all, text_of
+from weitiao.errors import InputError
+
+ASK, ANSWER = Message("user", "问"), Message("assistant", "答")
+USER, ASSISTANT = {"role": "user", "content": "问"}, {"role": "assistant", "content": "答"}
+CALL = Call("search", {"area": "北京", "price": 400})
+SCHEMA = {"type": "function", "function": {"name": "search", "parameters": {"type": "object", "properties": {}}}}
+CALLED = (ASK, Message("assistant", calls=(CALL,)), Message("tool", "[]", name="search"), ANSWER)
+
+
+def write(path: Path, *records: Any) -> Path:
+    lines = (record if isinstance(record, str) else json.dumps(record, ensure_ascii=False) for record in records)
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    return path
+
+
+def options(**values: Any) -> DataOptions:
+    return build(DataOptions, values)
+
+
+def read_rows(tmp_path: Path, *records: Any, **values: Any) -> Source:
+    return read(write(tmp_path / "rows.jsonl", *records), options(**values))
+
+
+def problems(tmp_path: Path, *records: Any, **values: Any) -> list[str]:
+    with pytest.raises(InputError) as error:
+        read_rows(tmp_path, *records, **values)
+    return error.value.problems
+
+
+def only(source: Source) -> Row:
+    (row,) = source.rows
+    return row
+
+
+def messages_of(source: Source) -> tuple[Message, ...]:
+    row = only(source)
+    assert isinstance(row, Chat)
+    return row.messages
+
+
+# ---- layouts ---------------------------------------------------------------------------------------------------------
+
+TOOL_CALL = {"id": "c1", "type": "function", "function": {"name": "search", "arguments": json.dumps(CALL.arguments)}}
+LAYOUTS = {
+    "messages": ({"messages": [USER, ASSISTANT]}, (ASK, ANSWER)),
+    "messages with a system": (
+        {"messages": [{"role": "system", "content": "礼貌"}, USER, ASSISTANT, USER, ASSISTANT]},
+        (Message("system", "礼貌"), ASK, ANSWER, ASK, ANSWER),
+    ),
+    "messages, a call as OpenAI writes it": (
+        {
+            "messages": [
+                USER,
+                {"role": "assistant", "content": None, "tool_calls": [TOOL_CALL]},
+                {"role": "tool", "tool_call_id": "c1", "content": "[]"},
+                ASSISTANT,
+            ],
+            "tools": [SCHEMA],
+        },
+        CALLED,
+    ),
+    "messages, arguments as an object": (
+        {
+            "messages": [
+                USER,
+                {"role": "assistant", "tool_calls": [{"name": "search", "arguments": dict(CALL.arguments)}]},
+                {"role": "tool", "name": "search", "content": []},
+                ASSISTANT,
+            ]
+        },
+        (*CALLED[:2], Message("tool", "", name="search"), ANSWER),
+    ),
+    "messages, the old function_call": (
+        {
+            "messages": [
+                USER,
+                {"role": "assistant", "content": "", "function_call": TOOL_CALL["function"]},
+                {"role": "function", "name": "search", "content": "[]"},
+                ASSISTANT,
+            ],
+            "functions": [SCHEMA["function"]],
+        },
+        CALLED,
+    ),
+    "messages, content in parts": (
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": "问"}]}, ASSISTANT]},
+        (ASK, ANSWER),
+    ),
+    "sharegpt": (
+        {"conversations": [{"from": "human", "value": "问"}, {"from": "gpt", "value": "答"}], "system": "礼貌"},
+        (Message("system", "礼貌"), ASK, ANSWER),
+    ),
+    "messages with text": (
+        {"messages": [{"role": r, "text": x} for r, x in (("user", "问"), ("bot", "答"))]},
+        (ASK, ANSWER),
+    ),
+    "sharegpt with OpenAI's names": ({"conversations": [USER, ASSISTANT]}, (ASK, ANSWER)),
+    "sharegpt with a call": (
+        {
+            "conversations": [
+                {"from": "human", "value": "问"},
+                {"from": "function_call", "value": json.dumps({"name": "search", "arguments": dict(CALL.arguments)})},
+                {"from": "observation", "value": "[]"},
+                {"from": "gpt", "value": "答"},
+            ],
+            "tools": json.dumps([SCHEMA["function"]]),
+        },
+        CALLED,
+    ),
+    "sharegpt, words and a call": (
+        {
+            "conversations": [
+                {"from": "human", "value": "问"},
+                {"from": "gpt", "value": "我查一下"},
+                {"from": "function_call", "value": json.dumps({"name": "search", "arguments": {}})},
+                {"from": "observation", "value": "[]"},
+                {"from": "gpt", "value": "答"},
+            ]
+        },
+        (ASK, Message("assistant", "我查一下", (Call("search", {}),)), Message("tool", "[]", name="search"), ANSWER),
+    ),
+    "alpaca": ({"instruction": "问", "input": "", "output": "答"}, (ASK, ANSWER)),
+    "alpaca with input, system, history": (
+        {"instruction": "问", "input": "北京", "output": "答", "system": "礼貌", "history": [["一", "二"]]},
+        (
+            Message("system", "礼貌"),
+            Message("user", "一"),
+            Message("assistant", "二"),
+            Message("user", "问\n北京"),
+            ANSWER,
+        ),
+    ),
+    "prompt and completion": ({"prompt": "问", "completion": "答"}, (ASK, ANSWER)),
+    "prompt and completion as messages": ({"prompt": [USER], "completion": [ASSISTANT]}, (ASK, ANSWER)),
+    "question and answer": ({"question": "问", "answer": "答"}, (ASK, ANSWER)),
+    "Chinese names": ({"问题": "问", "答案": "答"}, (ASK, ANSWER)),
+    "a number as answer": ({"question": "问", "answer": 4.5}, (ASK, Message("assistant", "4.5"))),
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_layouts_are_found_and_read(name: str, tmp_path: Path):
+    record, expected = LAYOUTS[name]
+    source = read_rows(tmp_path, record)
+    assert messages_of(source) == expected
+    assert f"{tmp_path / 'rows.jsonl'}: {source.format} (from the key " in source.said[0]
+
+
+def test_text_rows_keep_their_text(tmp_path: Path):
+    source = read_rows(tmp_path, {"text": " 你好\n世界 ", "id": "x7", "group": 3})
+    assert source.rows == [Text(" 你好\n世界 ", "x7", "3")]
+    assert source.format == "text"
+
+
+def test_a_row_is_named_by_its_line_and_keeps_its_group(tmp_path: Path):
+    rows = read_rows(tmp_path, {"text": "a"}, "", {"text": "b", "group": "g"}).rows
+    assert [(row.id, row.group) for row in rows] == [
+        (f"{tmp_path / 'rows.jsonl'}:1", None),
+        (f"{tmp_path / 'rows.jsonl'}:3", "g"),
+    ]
+
+
+def test_tools_are_wrapped_and_given_to_rows_without(tmp_path: Path):
+    tools = tmp_path / "tools.json"
+    tools.write_text(json.dumps([SCHEMA["function"]]), encoding="utf-8")
+    own = {"name": "own", "parameters": {}}
+    record = {"messages": [USER, ASSISTANT]}
+    rows = read_rows(tmp_path, record, record | {"tools": [own]}, tools=str(tools)).rows
+    assert [row.tools for row in rows if isinstance(row, Chat)] == [
+        (SCHEMA,),
+        ({"type": "function", "function": own},),
+    ]
+    for wrong in ("{", "[]", "[3]"):
+        tools.write_text(wrong, encoding="utf-8")
+        with pytest.raises(InputError, match=r"data\.tools"):
+            read_rows(tmp_path, record, tools=str(tools))
+
+
+def test_parallel_calls_take_their_names_by_id_and_by_place(tmp_path: Path):
+    calls = [{"id": f"c{i}", "function": {"name": name, "arguments": ""}} for i, name in enumerate("ab")]
+    by_id = [{"role": "tool", "tool_call_id": f"c{i}", "content": str(i)} for i in (1, 0)]
+    by_place = [{"role": "tool", "content": str(i)} for i in (0, 1)]
+    for results, names in ((by_id, ["b", "a"]), (by_place, ["a", "b"])):
+        record = {"messages": [USER, {"role": "assistant", "tool_calls": calls}, *results, ASSISTANT]}
+        assert [m.name for m in messages_of(read_rows(tmp_path, record)) if m.role == "tool"] == names
+
+
+def test_keys_that_nothing_is_made_of_are_said(tmp_path: Path):
+    source = read_rows(tmp_path, {"messages": [USER | {"weight": 0}, ASSISTANT], "source": "web"})
+    assert source.said[1].endswith("keys not used: source, weight")
+
+
+# ---- columns and templates -------------------------------------------------------------------------------------------
+
+
+def test_columns_map_a_files_own_names(tmp_path: Path):
+    record = {"题": "问", "解": "答", "text": "不是它", "组": "g1"}
+    source = read_rows(tmp_path, record, columns={"prompt": "题", "answer": "解", "group": "组"})
+    assert messages_of(source) == (ASK, ANSWER)
+    assert only(source).group == "g1"
+    assert "(from the key '题')" in source.said[0]
+
+
+def test_a_template_fills_its_slots(tmp_path: Path):
+    record = {"question": "哪个", "options": ["甲", "乙"], "答": "甲", "n": 2}
+    template = "问：{question}\n请从{options}中选{n}个。{{}}"
+    source = read_rows(tmp_path, record, template=template, columns={"answer": "答"})
+    assert messages_of(source)[0].content == '问：哪个\n请从["甲", "乙"]中选2个。{}'
+    assert messages_of(source)[1].content == "甲"
+
+
+def test_missing_slots_and_columns_are_errors(tmp_path: Path):
+    template = {"template": "问：{question}{options}", "columns": {"answer": "答"}}
+    (first, second, _) = problems(tmp_path, {"question": "哪个", "答": "甲"}, {"question": "哪个"}, **template)
+    assert "slot options has no value; keys of the row: question, answer" in first
+    assert "no column 答 (data.columns.answer); the row has question" in second
+    assert "no row has the column 组 (data.columns.group)" in str(
+        problems(tmp_path, {"text": "a"}, columns={"group": "组"})
+    )
+
+
+@pytest.mark.parametrize("template", ["{}", "{a.b}", "{a[0]}", "{a!r}", "{a:>3}", "{a", "no slot", "{a} {}"])
+def test_malformed_templates_are_refused(template: str):
+    with pytest.raises(InputError):
+        options(template=template)
+
+
+def test_slots_may_have_any_name():
+    assert template_slots("{a b}{问-题}") == ["a b", "问-题"]
+    assert fill("{a b}{问-题}", {"a b": "1", "问-题": 2}) == "12"
+
+
+def test_unknown_options_are_refused():
+    for values in ({"columns": {"promt": "x"}}, {"format": "xml"}, {"validation": 1.5}, {"max_length": 0}):
+        with pytest.raises(InputError):
+            options(**values)
+    with pytest.raises(InputError, match="nothing to train on"):
+        options(validation=0.5, test=0.5)
+    assert options(validation="0.25").validation == 0.25
+    assert options(validation="held.jsonl").validation == "held.jsonl"
+
+
+# ---- bad rows --------------------------------------------------------------------------------------------------------
+
+BAD = {
+    "user after user": ({"messages": [USER, USER, ASSISTANT]}, "message 2: role user after user, expected assistant"),
+    "assistant first": ({"messages": [ASSISTANT]}, "message 1: role assistant at the start"),
+    "assistant twice": ({"messages": [USER, ASSISTANT, ASSISTANT]}, "role assistant after assistant, expected user"),
+    "system in between": (
+        {"messages": [USER, {"role": "system", "content": "x"}, ASSISTANT]},
+        "role system after user",
+    ),
+    "tool without a call": ({"messages": [USER, {"role": "tool", "content": "x"}, ASSISTANT]}, "role tool after user"),
+    "a result too many": (
+        {
+            "messages": [
+                USER,
+                {"role": "assistant", "tool_calls": [TOOL_CALL]},
+                *[{"role": "tool", "content": "x"}] * 2,
+                ASSISTANT,
+            ]
+        },
+        "message 4: role tool after tool, expected assistant",
+    ),
+    "a call without a result": (
+        {"messages": [USER, {"role": "assistant", "tool_calls": [TOOL_CALL]}, USER, ASSISTANT]},
+        "role user after assistant, expected tool",
+    ),
+    "no answer": ({"messages": [USER]}, "ends with user"),
+    "empty answer": ({"messages": [USER, {"role": "assistant", "content": " \n"}]}, "message 2: empty answer"),
+    "null answer": ({"messages": [USER, {"role": "assistant", "content": None}]}, "message 2: no content"),
+    "no content": (
+        {"messages": [USER, {"role": "assistant", "words": "x"}]},
+        "no content: the keys of the message are",
+    ),
+    "empty question": ({"messages": [{"role": "user", "content": ""}, ASSISTANT]}, "message 1: empty question"),
+    "unknown role": ({"messages": [{"role": "narrator", "content": "x"}]}, 'unknown role "narrator"; known: system'),
+    "no role": ({"messages": [{"content": "x"}]}, "unknown role null"),
+    "no messages": ({"messages": []}, "expected a list of messages"),
+    "messages null": ({"messages": None}, "expected a list of messages, found null"),
+    "not an object": ([1], "found [1], expected an object"),
+    "a turn that is none": ({"messages": ["x"]}, 'message 1: found "x"'),
+    "a picture": ({"messages": [{"role": "user", "content": [{"type": "image"}]}, ASSISTANT]}, "only text parts"),
+    "arguments that are no JSON": (
+        {"messages": [USER, {"role": "assistant", "tool_calls": [{"name": "f", "arguments": "{x"}]}]},
+        "expected JSON",
+    ),
+    "arguments that are a list": (
+        {"messages": [USER, {"role": "assistant", "tool_calls": [{"name": "f", "arguments": [1]}]}]},
+        "arguments of f: expected an object",
+    ),
+    "a call by the user": ({"messages": [USER | {"tool_calls": [TOOL_CALL]}, ASSISTANT]}, "a call by user"),
+    "an unknown tool": (
+        {"messages": [USER, {"role": "assistant", "tool_calls": [TOOL_CALL]}], "tools": [{"name": "other"}]},
+        "calls search, which is not among its tools (other)",
+    ),
+    "tools that are none": ({"messages": [USER, ASSISTANT], "tools": "x"}, "tools: expected JSON"),
+    "another layout": ({"text": "x"}, "not of layout messages: its keys are text"),
+    "not JSON": ("{'messages': 1}", "not JSON"),
+    "NaN": ('{"messages": NaN}', "NaN is not JSON"),
+    "half a character": ('{"messages": [{"role": "user", "content": "\\ud83d"}]}', "half a character"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_rows_are_named_and_can_be_left_out(name: str, tmp_path: Path):
+    record, reason = BAD[name]
+    good = {"messages": [USER, ASSISTANT]}
+    found = problems(tmp_path, good, record, good)
+    assert len(found) == 2
+    assert found[0].startswith(f"{tmp_path / 'rows.jsonl'}:2: ") and reason in found[0]
+    assert "1 of 3 rows are bad" in found[1] and "--skip-bad" in found[1]
+    source = read_rows(tmp_path, good, record, good, skip_bad=True)
+    assert len(source.rows) == 2 and len(source.bad) == 1 and source.lines == [1, 3]
+    assert source.said[-1].endswith("1 bad rows left out, 2 kept")
+
+
+@pytest.mark.parametrize(
+    ("record", "reason"),
+    [
+        ({"instruction": "问", "output": ""}, "output: empty answer"),
+        ({"instruction": "问", "output": None}, "output: empty answer"),
+        ({"instruction": " ", "output": "答"}, "instruction: empty"),
+        ({"question": "问", "answer": " "}, "answer: empty answer"),
+        ({"question": {"a": 1}, "answer": "答"}, "question: expected text"),
+        ({"question": "问", "answer": "答", "history": [["一"]]}, "history: expected"),
+        ({"text": "  "}, "text: empty"),
+    ],
+)
+def test_empty_cells_are_named(record: dict, reason: str, tmp_path: Path):
+    assert reason in problems(tmp_path, record)[0]
+
+
+def test_the_first_twenty_bad_rows_and_their_count(tmp_path: Path):
+    found = problems(tmp_path, {"text": "x"}, *["nonsense"] * 30)
+    assert len(found) == 21 and found[-1].startswith("30 of 31 rows are bad")
+
+
+def test_nothing_left_is_an_error_even_with_skip_bad(tmp_path: Path):
+    assert "nothing would be left" in problems(tmp_path, "nonsense", skip_bad=True)[-1]
+
+
+def test_the_majority_of_the_first_rows_decides(tmp_path: Path):
+    source = read_rows(tmp_path, {"text": "x"}, *[{"question": "问", "answer": "答"}] * 3, skip_bad=True)
+    assert source.format == "prompt" and len(source.rows) == 3
+
+
+def test_unknown_layouts_name_the_keys(tmp_path: Path):
+    (found,) = problems(tmp_path, {"spam": 1, "eggs": 2})
+    assert "spam, eggs" in found and "data.columns" in found
+
+
+# ---- formats ---------------------------------------------------------------------------------------------------------
+
+
+def saved(path: Path, data: bytes | str) -> Path:
+    path.write_bytes(data.encode() if isinstance(data, str) else data)
+    return path
+
+
+@pytest.mark.parametrize("name", ["rows.json", "rows.jsonl"])
+def test_arrays_lines_bom_and_crlf(name: str, tmp_path: Path):
+    array = saved(tmp_path / name, b"\xef\xbb\xbf" + ' [\r\n{"text": "a"},\r\n\r\n{"text": "中"}\r\n]\r\n'.encode())
+    assert [(row.id.rpartition(":")[2], text_of(row)) for row in read(array, options()).rows] == [
+        ("2", "a"),
+        ("4", "中"),
+    ]
+    lines = saved(tmp_path / name, b"\xef\xbb\xbf" + '{"text": "a"}\r\n\r\n{"text": "中"}\r\n'.encode())
+    assert [(row.id.rpartition(":")[2], text_of(row)) for row in read(lines, options()).rows] == [
+        ("1", "a"),
+        ("3", "中"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ('[{"text": "a"},\n{"text": "b"}', ":2: the JSON array breaks off"),
+        ('[{"text": "a"}\n{"text": "b"}]', ":2: the JSON array breaks off: expected a comma"),
+        ('[{"text": "a"},\n{"text": ]', ":2: the JSON array breaks off"),
+        ('[{"text": "a"}]\n x', "more text behind"),
+        ("[]", "no rows"),
+    ],
+)
+def test_broken_arrays_are_refused(text: str, reason: str, tmp_path: Path):
+    with pytest.raises(InputError) as error:
+        read(saved(tmp_path / "rows.json", text), options(skip_bad=True))
+    assert reason in str(error.value)
+
+
+@pytest.mark.parametrize(("name", "cut"), [("rows.csv", ","), ("rows.tsv", "\t")])
+def test_tables(name: str, cut: str, tmp_path: Path):
+    text = f'\ufeffquestion{cut}answer\r\n"多\r\n行 ""引号""{cut}"{cut}一\r\n\r\n二{cut}三\r\n'
+    source = read(saved(tmp_path / name, text), options())
+    first, second = source.rows
+    assert isinstance(first, Chat) and isinstance(second, Chat)
+    assert [m.content for m in first.messages] == [f'多\r\n行 "引号"{cut}', "一"]
+    assert source.lines == [2, 5]
+
+
+def test_bad_lines_of_a_table(tmp_path: Path):
+    good = "question,answer\n一,二\n"
+    data = good.encode() + b"\xc4\xe3,x\n" + "一\n一,二,三\n一,\n一,二\n".encode()
+    with pytest.raises(InputError) as error:
+        read(saved(tmp_path / "rows.csv", data), options())
+    lines = [problem.partition("rows.csv:")[2] for problem in error.value.problems[:-1]]
+    assert [line.split(":")[0] for line in lines] == ["3", "4", "5", "6"]
+    assert "0xc4" in lines[0] and "1 cells, the header has 2" in lines[1] and "empty answer" in lines[3]
+    assert len(read(tmp_path / "rows.csv", options(skip_bad=True)).rows) == 2
+    for text in ("question,question\n1,2\n", '"', "\n\n", good + '一,"二\n三,四\n'):
+        with pytest.raises(InputError):
+            read(saved(tmp_path / "rows.csv", text), options(skip_bad=True))
+
+
+def test_a_cell_may_be_long(tmp_path: Path):
+    text = "字" * 300_000
+    assert text_of(only(read(saved(tmp_path / "rows.csv", f"text\n{text}\n"), options()))) == text
+
+
+def test_messages_in_a_csv_cell(tmp_path: Path):
+    import csv
+
+    with (tmp_path / "rows.csv").open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([["messages", "tools"], [json.dumps([USER, ASSISTANT]), ""]])
+    assert messages_of(read(tmp_path / "rows.csv", options())) == (ASK, ANSWER)
+
+
+def test_parquet(tmp_path: Path):
+    import pyarrow
+    import pyarrow.parquet
+
+    table = pyarrow.Table.from_pylist([{"messages": [USER, ASSISTANT]}, {"messages": [USER]}])
+    pyarrow.parquet.write_table(table, tmp_path / "rows.parquet")
+    source = read(tmp_path / "rows.parquet", options(skip_bad=True))
+    assert messages_of(source) == (ASK, ANSWER)
+    assert source.bad[0].where.endswith("rows.parquet:2")
+    with pytest.raises(InputError, match="not a parquet file"):
+        read(saved(tmp_path / "bad.parquet", b"PAR1 not really PAR1"), options())
+
+
+def test_text_files(tmp_path: Path):
+    source = read(saved(tmp_path / "a.txt", "一\r\n \n二"), options())
+    assert [text_of(row) for row in source.rows] == ["一", "二"]
+    assert source.said == [f"{tmp_path / 'a.txt'}: text, one row a line"]
+
+
+def test_bytes_that_are_not_utf8_are_placed(tmp_path: Path):
+    data = '{"text": "一"}\n{"text": "'.encode() + "二".encode("gbk") + b'"}\n'
+    with pytest.raises(InputError, match=r"rows\.jsonl:2: not UTF-8: byte 0xb6 at column 11"):
+        read(saved(tmp_path / "rows.jsonl", data), options())
+    assert len(read(tmp_path / "rows.jsonl", options(skip_bad=True)).rows) == 1
+    with pytest.raises(InputError, match=r"rows\.json:2: not UTF-8"):
+        read(saved(tmp_path / "rows.json", b"[\n" + '"二"]'.encode("gbk")), options())
+    with pytest.raises(InputError, match="UTF-16"):
+        read(saved(tmp_path / "rows.txt", "一".encode("utf-16")), options())
+
+
+def test_files_that_are_none(tmp_path: Path):
+    for path, reason in (
+        (tmp_path / "none.jsonl", "no such file"),
+        (tmp_path, "is a folder"),
+        (saved(tmp_path / "empty.jsonl", ""), "is empty"),
+        (saved(tmp_path / "blank.jsonl", "\n \n"), "no rows"),
+        (saved(tmp_path / "rows.docx", "PK"), "unknown kind of file"),
+    ):
+        with pytest.raises(InputError, match=reason):
+            read(path, options())
+    assert text_of(only(read(saved(tmp_path / "rows.data", '{"text": "a"}'), options(format="jsonl")))) == "a"
+
+
+# ---- load ------------------------------------------------------------------------------------------------------------
+
+
+def questions(path: Path, count: int, start: int = 0) -> str:
+    return str(write(path, *({"question": f"问{i}", "answer": "答"} for i in range(start, start + count))))
+
+
+def test_load_shares_by_group_and_loses_nothing(tmp_path: Path):
+    names = [questions(tmp_path / "a.jsonl", 60), questions(tmp_path / "b.jsonl", 40, 60)]
+    splits = load(options(train=names, validation=0.2, test=0.1), "sft", seed=1)
+    ids = [row.id for part in (splits.train, splits.validation, splits.test) for row in part]
+    assert len(ids) == len(set(ids)) == 100
+    assert splits.validation and splits.test and len(splits.said) == 2
+    assert splits == load(options(train=names, validation=0.2, test=0.1), "sft", seed=1)
+    assert splits.validation != load(options(train=names, validation=0.2), "sft", seed=2).validation
+
+
+def test_load_takes_files_for_the_parts(tmp_path: Path):
+    train, held = questions(tmp_path / "a.jsonl", 20), questions(tmp_path / "b.jsonl", 5, 90)
+    splits = load(options(train=train, validation=held, test=0.25), "sft")
+    assert len(splits.validation) == 5 and len(splits.train) + len(splits.test) == 20 and splits.test
+    assert not load(options(train=train, validation=None), "sft").validation
+    assert not load(options(train=train, validation=0), "sft").validation
+
+
+def test_load_tells_the_problems_of_all_files(tmp_path: Path):
+    first, second = write(tmp_path / "a.jsonl", {"text": "x"}, "bad"), write(tmp_path / "b.jsonl", {"text": "x"}, "bad")
+    with pytest.raises(InputError) as error:
+        load(options(train=[str(first), "none.jsonl"], validation=str(second)), "pretrain")
+    text = str(error.value)
+    assert "a.jsonl:2" in text and "b.jsonl:2" in text and "none.jsonl: no such file" in text and "2 of 4 rows" in text
+
+
+def test_load_generates(tmp_path: Path):
+    generators = {"corpus": lambda seed: (Text(f"{seed} {i}", str(i)) for i in range(30))}
+    splits = load(options(train="generate:corpus"), "pretrain", generators=generators, seed=7)
+    assert len(splits.train) + len(splits.validation) == 30 and splits.train[0].text.startswith("7 ")  # type: ignore[union-attr]
+    with pytest.raises(InputError, match="generate:corpus"):
+        load(options(train="generate:corpsu"), "pretrain", generators=generators)
+
+
+def test_load_refuses_what_the_task_cannot_use(tmp_path: Path):
+    text = str(write(tmp_path / "a.jsonl", {"text": "x"}))
+    with pytest.raises(InputError, match="is plain text"):
+        load(options(train=text), "sft")
+    with pytest.raises(InputError, match="names nothing"):
+        load(options(), "sft")
+
+
+def test_one_row_is_trained_on_and_the_empty_validation_said(tmp_path: Path):
+    splits = load(options(train=questions(tmp_path / "a.jsonl", 1)), "sft")
+    assert len(splits.train) == 1 and "validation: none" in splits.said[-1]
+
+
+def test_words_of_a_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "a=b.jsonl", {"题": "问", "answer": "答"})
+    files, found = arguments(["a=b.jsonl", "data.columns.prompt=题", "train_on=last"], skip_bad=True)
+    assert files == ["a=b.jsonl"] and found.train_on == "last" and found.skip_bad
+    assert len(read_all(files, found)[0].rows) == 1
+
+
+def test_text_of_writes_calls_as_json():
+    assert text_of(Chat(CALLED)) == '问\n{"name": "search", "arguments": {"area": "北京", "price": 400}}\n[]\n答'

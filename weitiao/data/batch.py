@@ -1,0 +1,137 @@
+"""Examples to batches: which rows make up a step, how a step is cut into micro-batches, and the tensors of one.
+
+    steps = plan_epoch([len(e) for e in examples], batch_size=8, micro_batch_tokens=4096, seed=0, epoch=0)
+    for step in steps:
+        for rows in step:
+            batch = collate([examples[i] for i in rows], pad_id)
+
+Which rows share a step is drawn at random and depends on nothing but the number of rows, ``batch_size``, ``seed`` and
+``epoch``. Lengths are looked at only inside a step: its rows are sorted and cut where that saves the most padding.
+Steps made of rows of like length would pad a little less, but they make gradients of one kind of row at a time (all
+the short calls, then all the long answers), and a step would no longer be an even draw from the data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from weitiao.errors import InputError, t
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, eq=False)
+class Example:
+    """One row as tokens. ``ids``: int32 [T]; ``mask``: bool [T], true where the token is a training target."""
+
+    ids: np.ndarray
+    mask: np.ndarray
+    id: str = ""
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def trained_tokens(self) -> int:
+        """Targets that really are predicted: the first token of a row has nothing before it."""
+        return int(self.mask[1:].sum())
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Right-padded tensors of one micro-batch, all [B, T]: ``ids`` int64, ``mask`` bool (true where the token is a
+    training target, as in ``Example``, not shifted), ``attention`` int64 (1 where there is a token)."""
+
+    ids: torch.Tensor
+    mask: torch.Tensor
+    attention: torch.Tensor
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch on another device."""
+        return Batch(self.ids.to(device), self.mask.to(device), self.attention.to(device))
+
+
+def plan_epoch(
+    lengths: Sequence[int],
+    batch_size: int,
+    micro_batch_tokens: int | None,
+    seed: int,
+    epoch: int,
+    *,
+    start_tokens: int = 128,
+) -> list[list[list[int]]]:
+    """The epoch as steps, each a list of micro-batches, each a list of indices into ``lengths``.
+
+    Every row occurs exactly once; every step but the last has ``batch_size`` rows. A micro-batch holds at most
+    ``micro_batch_tokens`` padded tokens (rows × longest row; None: no bound), or one row that is longer by itself; this
+    bound moves rows between micro-batches of one step and never between steps. ``start_tokens`` is what starting one
+    more micro-batch costs, in tokens: padding below it is cheaper than a cut.
+    """
+    if batch_size < 1 or (micro_batch_tokens is not None and micro_batch_tokens < 1):
+        raise InputError(t("batch_size and micro_batch_tokens must be at least 1"))
+    order = np.random.default_rng((seed, epoch)).permutation(len(lengths)).tolist()
+    return [
+        micro_batches(order[start : start + batch_size], lengths, micro_batch_tokens, start_tokens)
+        for start in range(0, len(order), batch_size)
+    ]
+
+
+def micro_batches(rows: Sequence[int], lengths: Sequence[int], bound: int | None, start_tokens: int) -> list[list[int]]:
+    """``rows`` sorted from long to short (the largest memory first) and cut so that padded tokens plus
+    ``start_tokens`` per micro-batch is least, within ``bound``."""
+    rows = sorted(rows, key=lambda row: (-lengths[row], row))
+    cost, cut = [0] + [0] * len(rows), [0] * (len(rows) + 1)
+    for end in range(1, len(rows) + 1):
+        best = None
+        for start in range(end - 1, -1, -1):
+            padded = (end - start) * lengths[rows[start]]
+            if bound is not None and padded > bound and end - start > 1:
+                break  # further rows are longer still
+            total = cost[start] + padded + start_tokens
+            if best is None or total <= best:
+                best, cost[end], cut[end] = total, total, start
+    batches: list[list[int]] = []
+    end = len(rows)
+    while end:
+        batches.append(rows[cut[end] : end])
+        end = cut[end]
+    return batches[::-1]
+
+
+def collate(examples: Sequence[Example], pad_id: int) -> Batch:
+    """``examples`` as one right-padded batch; padding is never attended to and never a target."""
+    import torch
+
+    shape = (len(examples), max(len(example) for example in examples))
+    ids = np.full(shape, pad_id, dtype=np.int64)
+    mask = np.zeros(shape, dtype=bool)
+    attention = np.zeros(shape, dtype=np.int64)
+    for row, example in enumerate(examples):
+        ids[row, : len(example)] = example.ids
+        mask[row, : len(example)] = example.mask
+        attention[row, : len(example)] = 1
+    return Batch(torch.from_numpy(ids), torch.from_numpy(mask), torch.from_numpy(attention))
+
+
+def pack(examples: Sequence[Example], length: int, *, seed: int, epoch: int) -> list[Example]:
+    """Documents laid end to end and cut into rows of ``length`` tokens (the last row may be shorter), in an order drawn
+    from ``seed`` and ``epoch``. No token is lost or repeated, except that a single one left over at the very end, which
+    nothing could predict, is dropped. The eos that ends every document separates it from the next; attention is not
+    cut there, as is usual in pretraining.
+    """
+    if length < 2:
+        raise InputError(t("packed rows need at least 2 tokens, not {length}", length=length))
+    if not examples:
+        return []
+    order = np.random.default_rng((seed, epoch)).permutation(len(examples))
+    ids = np.concatenate([examples[i].ids for i in order])
+    mask = np.concatenate([examples[i].mask for i in order])
+    return [
+        Example(ids[start : start + length], mask[start : start + length], f"packed:{start // length}")
+        for start in range(0, len(ids) - 1, length)
+    ]
