@@ -1,0 +1,171 @@
+"""One matrix of properties that every method passes on every tiny family."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.train.support import method_of, rows, train
+from weitiao.data.batch import collate
+from weitiao.data.render import Renderer
+from weitiao.errors import InputError
+from weitiao.methods.base import trainable
+from weitiao.methods.freeze import matched
+from weitiao.methods.io import open_model, save
+from weitiao.methods.lora import short_names
+from weitiao.models import modules, shape, tiny
+from weitiao.models.load import load_tokenizer
+from weitiao.train.logps import token_logps
+
+METHODS = {
+    "full": {"name": "full"},
+    "freeze blocks": {"name": "freeze", "blocks": 1},
+    "freeze rest": {"name": "freeze", "blocks": 0, "embeddings": True, "norms": True, "head": True},
+    "lora": {"name": "lora", "rank": 4},
+    "lora rs": {"name": "lora", "rank": 2, "alpha": 3, "rslora": True, "dropout": 0.1},
+}
+matrix = pytest.mark.parametrize("values", METHODS.values(), ids=METHODS)
+every_family = pytest.mark.parametrize("family", list(tiny.FAMILIES))
+causal = pytest.mark.parametrize("family", [name for name in tiny.FAMILIES if name != "bert"])
+
+
+@pytest.fixture(scope="module", params=[name for name in tiny.FAMILIES if name != "bert"])
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.make(request.param, tmp_path_factory.mktemp("tiny") / request.param)
+
+
+@every_family
+@matrix
+def test_count_is_exact_and_trainables_are_float32(family, values):
+    model, method = tiny.make(family).to(torch.bfloat16), method_of(values)
+    attached = method.attach(model)
+    trained = trainable(attached).values()
+    assert method.count(shape.read(model.config)) == sum(parameter.numel() for parameter in trained)
+    assert {parameter.dtype for parameter in trained} == {torch.float32}
+    others = {parameter.dtype for parameter in attached.parameters() if not parameter.requires_grad}
+    assert others <= {torch.bfloat16}
+    grouped = [id(p) for group in method.parameter_groups(attached, 1e-3) for p in group["params"]]
+    assert sorted(grouped) == sorted(id(parameter) for parameter in trained)
+
+
+@causal
+@matrix
+def test_only_what_should_train_changes(tmp_path, family, values):
+    model, method = tiny.make(family), method_of(values)
+    attached = method.attach(model)
+    before = {name: parameter.detach().clone() for name, parameter in attached.named_parameters()}
+    train(tmp_path / "run", rows(4), values, model=(attached, method), options={"max_steps": 2, "learning_rate": 0.01})
+    trained = trainable(attached)
+    changed = {name for name, parameter in attached.named_parameters() if not torch.equal(parameter, before[name])}
+    assert changed <= trained.keys()
+    used = {name for name in trained if not name.endswith("k_proj.bias")}  # shifts every score alike: no gradient
+    assert used - changed <= {name for name in used if "wpe" in name or "c_attn.bias" in name}
+
+
+@matrix
+def test_saved_and_opened_gives_the_same_outputs(tmp_path, folder, values):
+    base = open_model(folder, dtype="float32")
+    method = method_of(values)
+    _, model, _ = train(
+        tmp_path / "run", rows(4), values, model=(method.attach(base.model), method), options={"learning_rate": 0.05}
+    )
+    out = tmp_path / "run" / ("adapter" if method.saves == "adapter" else "model")
+    save(model, method, base.tokenizer, base.renderer, out, str(folder))
+    batch = collate(rows(3, seed=4), 0)
+    model.eval()
+    wanted = token_logps(model, batch.ids, None, batch.mask)
+    for path in (out, tmp_path / "run"):
+        tuned = open_model(path, dtype="float32")
+        torch.testing.assert_close(token_logps(tuned.model, batch.ids, None, batch.mask), wanted, rtol=0, atol=1e-5)
+        assert tuned.method == method and Path(tuned.base) == folder.resolve()
+        assert tuned.renderer.template == base.renderer.template and not tuned.model.training
+
+
+@causal
+@pytest.mark.parametrize("values", [METHODS["lora"], METHODS["lora rs"], METHODS["freeze blocks"]])
+def test_merged_is_the_same_model(tmp_path, family, values):
+    method = method_of(values)
+    model = method.attach(tiny.make(family))
+    train(tmp_path / "run", rows(4), values, model=(model, method), options={"learning_rate": 0.05})
+    model.eval()
+    ids = torch.randint(5, 300, (2, 9))
+    wanted = model(input_ids=ids).logits
+    merged = method.merge(model)
+    torch.testing.assert_close(merged(input_ids=ids).logits, wanted, rtol=0, atol=1e-5)
+    assert type(merged) is type(tiny.make(family))
+
+
+@causal
+def test_an_untouched_lora_is_the_base(family):
+    ids = torch.randint(5, 300, (2, 9))
+    model = tiny.make(family).eval()
+    wanted = model(input_ids=ids).logits
+    torch.testing.assert_close(method_of({"name": "lora"}).attach(model)(input_ids=ids).logits, wanted, rtol=0, atol=0)
+
+
+# ---- names ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"name": "lora", "target_modules": ["q_prj"]}, 'did you mean "q_proj"'),
+        ({"name": "lora", "modules_to_save": ["nomr"]}, 'did you mean "norm"'),
+        ({"name": "freeze", "modules": ["*.mlp.donw_proj"]}, 'did you mean "down_proj"'),
+        ({"name": "freeze", "modules": ["re:("]}, "method.modules"),
+        ({"name": "freeze", "blocks": 99}, "layers, not 99"),
+        ({"name": "freeze", "blocks": 0}, "nothing would train"),
+    ],
+)
+def test_names_that_mean_nothing_are_said_before_loading(values, message):
+    sizes = shape.read(tiny.make("llama").config)
+    with pytest.raises(InputError, match=message):
+        method_of(values).count(sizes)
+    with pytest.raises(InputError, match=message):
+        method_of(values).attach(tiny.make("llama"))
+
+
+def test_a_tied_embedding_is_not_copied_into_an_adapter():
+    assert tiny.make("gemma").config.tie_word_embeddings
+    with pytest.raises(InputError, match="both embedding and head"):
+        method_of({"name": "lora", "modules_to_save": ["embed_tokens"]}).attach(tiny.make("gemma"))
+
+
+def test_patterns():
+    names = ["m.layers.0.mlp.up.weight", "m.layers.1.mlp.up.weight", "m.layers.1.norm.weight"]
+    assert matched(["layers.1"], names) == ["m.layers.1"]
+    assert matched(["layers.*.mlp"], names) == ["m.layers.0.mlp", "m.layers.1.mlp"]
+    assert matched([r"re:.*\.[01]\.norm"], names) == ["m.layers.1.norm"]
+    with pytest.raises(InputError) as raised:
+        matched(["nrom", "upp"], names)
+    assert len(raised.value.problems) == 2
+
+
+def test_target_names_are_short_where_that_means_the_same():
+    assert short_names(["a.0.q", "a.1.q"], ["a.0.q", "a.1.q", "a.0.k"]) == ["q"]
+    assert short_names(["a.0.q"], ["a.0.q", "a.1.q"]) == ["a.0.q"]
+
+
+def test_frozen_base_is_held_once():
+    model = tiny.make("llama").to(torch.bfloat16)
+    before = {id(parameter) for parameter in model.parameters()}
+    attached = method_of({"name": "lora"}).attach(model)
+    assert before == {id(parameter) for parameter in attached.parameters() if not parameter.requires_grad}
+
+
+@every_family
+def test_head_and_blocks_are_found_through_the_wrapper(family):
+    attached = method_of({"name": "lora"}).attach(tiny.make(family))
+    assert modules.blocks(attached) is not None
+
+
+def test_renderer_travels(tmp_path, folder):
+    tokenizer = load_tokenizer(folder)
+    renderer = Renderer.of(tokenizer)
+    method = method_of({"name": "lora"})
+    save(method.attach(tiny.make(folder.name)), method, tokenizer, renderer, tmp_path / "adapter", str(folder))
+    again = load_tokenizer(tmp_path / "adapter")
+    assert again.encode("您好 hello") == tokenizer.encode("您好 hello")
+    assert Renderer.of(again).template == renderer.template

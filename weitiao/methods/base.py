@@ -1,0 +1,110 @@
+"""What a tuning method answers. The defaults do nothing; a method overrides what it needs.
+
+model = method.attach(model)     # the same code when training and when loading
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from weitiao.config import Options
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from weitiao.models.shape import Shape
+
+
+class Method(Options):
+    """Base of every method; frozen options with the answers of the design's section 3."""
+
+    saves: ClassVar[Literal["adapter", "model"]] = "model"
+
+    def attach(self, model: nn.Module) -> nn.Module:
+        """Freeze and wrap ``model`` for tuning; what trains is float32 afterwards."""
+        raise NotImplementedError
+
+    def count(self, shape: Shape) -> int:
+        """Trainable parameters, exactly, before anything is loaded."""
+        raise NotImplementedError
+
+    def after_step(self, model: nn.Module, step: int) -> None:
+        """Called after the optimiser's step while gradients are still there."""
+
+    def penalty(self, model: nn.Module) -> Tensor | float:
+        """Added to the loss of a step."""
+        return 0.0
+
+    def training(self, model: nn.Module) -> AbstractContextManager[Any]:
+        """Held open around the forward passes of the loop, inside its autocast."""
+        return nullcontext()
+
+    def parameter_groups(self, model: nn.Module, learning_rate: float) -> list[dict[str, Any]]:
+        """Optimiser groups: matrices decay, vectors (biases, norms) do not."""
+        trained = trainable(model).values()
+        groups = [
+            {"params": [p for p in trained if p.ndim >= 2], "lr": learning_rate},
+            {"params": [p for p in trained if p.ndim < 2], "lr": learning_rate, "weight_decay": 0.0},
+        ]
+        return [group for group in groups if group["params"]]
+
+    def merge(self, model: nn.Module) -> nn.Module:
+        """A plain model with the same outputs; InputError if the method cannot be merged."""
+        return model
+
+    def save(self, model: nn.Module, folder: Path, base: str) -> None:
+        """Write the tuned weights into ``folder``, which exists and is empty."""
+        raise NotImplementedError
+
+    def load(self, model: nn.Module, folder: Path) -> nn.Module:
+        """``model`` (the base) with what :meth:`save` wrote."""
+        raise NotImplementedError
+
+
+def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Parameters that train, by name, each once (tied weights have one name)."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def compute_dtype(model: nn.Module) -> torch.dtype:
+    """What matrix products are computed in: the dtype the model was loaded with, however its trainables are held."""
+    import torch
+
+    dtype = getattr(model.config, "dtype", None)
+    if isinstance(dtype, str):
+        dtype = getattr(torch, dtype)
+    return dtype or next(model.parameters()).dtype
+
+
+def computing(model: nn.Module) -> AbstractContextManager[Any]:
+    """Autocast to the model's compute dtype; nothing where that is float32."""
+    import torch
+
+    device, dtype = next(model.parameters()).device.type, compute_dtype(model)
+    return torch.autocast(device, dtype=dtype, enabled=dtype != torch.float32)
+
+
+def train_only(model: nn.Module, names: set[str]) -> None:
+    """Freeze everything but the parameters called ``names``, which become float32."""
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in names)
+        if name in names:
+            parameter.data = parameter.data.float()
+
+
+def save_plain(model: Any, folder: Path) -> None:
+    """Write ``model`` as a plain model folder in its compute dtype, however its trainables are held."""
+    dtype = compute_dtype(model)
+    cast: dict[int, torch.Tensor] = {}  # by address, so that tied weights stay one tensor and are written once
+    state = {
+        name: cast.setdefault(tensor.data_ptr(), tensor.to(dtype) if tensor.is_floating_point() else tensor)
+        for name, tensor in model.state_dict().items()
+    }
+    try:
+        model.save_pretrained(folder, state_dict=state)
+    finally:
+        model.config.dtype = dtype  # it notes the parameters' dtype instead
+    model.config.save_pretrained(folder)

@@ -1,0 +1,169 @@
+"""Tuned models to folders and back.
+
+    save(model, method, tokenizer, renderer, run.path / "adapter", base="weitiao-tiny-zh")
+    tuned = open_model("runs/hotel-lora")       # or an adapter folder, a model folder, the name of a model
+
+An adapter folder is PEFT's format with the tokenizer and the chat template beside it; methods that change the base
+itself leave a plain model folder.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from weitiao.config import build
+from weitiao.errors import InputError, t
+from weitiao.methods import METHODS
+from weitiao.methods.base import Method, trainable
+from weitiao.methods.folders import problems, whole
+from weitiao.methods.lora import CONFIG, LoRA, read_config
+from weitiao.models.load import DEFAULT_MODEL, ModelOptions, load, load_tokenizer
+from weitiao.runs import Run, is_run
+from weitiao.weights import fetch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+    from weitiao.data.render import Renderer
+
+RECORD = "weitiao.json"
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """A model ready to answer. ``method`` is None for one that was not tuned here; ``base`` names what was tuned."""
+
+    model: Any
+    tokenizer: PreTrainedTokenizerFast
+    renderer: Renderer
+    method: Method | None
+    base: str
+
+
+def save(
+    model: Any, method: Method, tokenizer: PreTrainedTokenizerFast, renderer: Renderer, folder: str | Path, base: str
+) -> Path:
+    """Write the tuned model into ``folder``, whole or not at all, in place of what was there.
+
+    ``base`` is what was tuned: a name stays a name, a folder is recorded by its absolute path, "" is a new model.
+    """
+    folder = Path(folder)
+    base = str(Path(base).expanduser().resolve()) if base and Path(base).expanduser().is_dir() else base
+    kept = model.parameters() if method.saves == "model" else trainable(model).values()
+    with whole(folder, sum(parameter.numel() * 4 for parameter in kept)) as temporary:
+        method.save(model, temporary, base)
+        tokenizer.save_pretrained(str(temporary))
+        renderer.save(temporary)
+        record = {"base": base, "method": method.model_dump(mode="json")}
+        (temporary / RECORD).write_text(json.dumps(record, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    return folder
+
+
+def open_model(path: str | Path, dtype: Dtype = "auto", checkpoint: int | None = None) -> Tuned:
+    """The model at ``path``, in evaluation mode: a run folder, an adapter folder (PEFT's own too), a model folder, the
+    embedded model or a hub repository. ``checkpoint`` takes the weights of that step of a run instead of its result.
+
+    InputError for a folder that is none of these, and for an adapter whose base is not where it was.
+    """
+    if is_run(path) and checkpoint is not None:
+        return _open_checkpoint(Run.open(path), dtype, checkpoint)
+    if checkpoint is not None:
+        raise InputError(t("{path}: only a run has checkpoints", path=path))
+    name = str(Run.open(path).final if is_run(path) else path)
+    folder = fetch.resolve(name)
+    if (folder / CONFIG).is_file():
+        return _open_adapter(folder, dtype)
+    if not (folder / "config.json").is_file():
+        raise InputError(t("{path}: neither a run, an adapter nor a model (no config.json)", path=path))
+    model = load(_options(name, dtype))
+    return _tuned(model, folder, _recorded(folder), _record(folder).get("base", name))
+
+
+def _options(path: str, dtype: Dtype) -> ModelOptions:
+    return ModelOptions.model_validate({"path": path, "dtype": dtype})
+
+
+def _tuned(model: Any, tokenizer_folder: Path, method: Method | None, base: str) -> Tuned:
+    """``model`` with the tokenizer and the template of a folder."""
+    from weitiao.data.render import Renderer
+
+    tokenizer = load_tokenizer(tokenizer_folder)
+    return Tuned(model.eval(), tokenizer, Renderer.of(tokenizer), method, base)
+
+
+def _open_adapter(folder: Path, dtype: Dtype) -> Tuned:
+    """An adapter on its base; the tokenizer is the adapter's own, or else the base's."""
+    base, base_folder = base_of(folder)
+    method = _recorded(folder) or LoRA.of(folder)
+    model = method.load(load(_options(str(base_folder), dtype)), folder)
+    return _tuned(model, folder if (folder / "tokenizer.json").is_file() else base_folder, method, base)
+
+
+def base_of(folder: Path) -> tuple[str, Path]:
+    """The name of an adapter's base and its folder; a relative path is looked for from here, then from the adapter."""
+    base = read_config(folder).get("base_model_name_or_path")
+    if not base:
+        raise InputError(t("{path}: base_model_name_or_path is missing", path=folder / CONFIG))
+    beside = folder / base
+    try:
+        return base, fetch.resolve(beside if not Path(base).is_dir() and beside.is_dir() else base)
+    except InputError as error:
+        message = (
+            "{path}: its base model {base} is not there: {reason}; if it has moved, put its new place into "
+            "base_model_name_or_path in {file}"
+        )
+        raise InputError(t(message, path=folder, base=base, reason=error, file=CONFIG)) from error
+
+
+def _open_checkpoint(run: Run, dtype: Dtype, step: int) -> Tuned:
+    """The base that a run tuned, with the method attached anew and the weights of a checkpoint."""
+    import torch
+    from safetensors.torch import load_file
+
+    path = run.checkpoints / f"step-{step:08d}"
+    if not path.is_dir():
+        known = ", ".join(sorted(found.name for found in run.checkpoints.glob("step-*")))
+        raise InputError(t("{path}: no such checkpoint ({known})", path=path, known=known))
+    if wrong := problems(path):
+        raise InputError([f"{path}: {problem}" for problem in wrong])
+    recipe = run.recipe()
+    method = build_method(recipe.get("method") or {})
+    base = (recipe.get("model") or {}).get("path") or DEFAULT_MODEL
+    options = ModelOptions.model_validate({**(recipe.get("model") or {}), "dtype": dtype})
+    model = method.attach(load(options))
+    weights, parameters = load_file(path / "parameters.safetensors"), trainable(model)
+    if weights.keys() != parameters.keys():
+        raise InputError(t("{path}: its parameters are not those of the recipe's method", path=path))
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(weights[name])
+    final = next((folder for folder in (run.adapter, run.model) if folder.is_dir()), None)
+    return _tuned(model, final or fetch.resolve(base), method, base)
+
+
+def _record(folder: Path) -> dict[str, Any]:
+    """What :func:`save` noted beside the weights; empty for a folder from elsewhere."""
+    try:
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) and {"base", "method"} <= record.keys() else {}
+
+
+def _recorded(folder: Path) -> Method | None:
+    """The method that :func:`save` noted."""
+    values = _record(folder).get("method")
+    return build_method(values) if values else None
+
+
+def build_method(values: Mapping[str, Any]) -> Method:
+    """The method that ``values["name"]`` names, with the other values as its options; InputError for any problem."""
+    name = values.get("name", "lora")
+    if name not in METHODS:
+        raise InputError(t('no method "{name}" ({names})', name=name, names=", ".join(METHODS)))
+    return build(METHODS[name], values)

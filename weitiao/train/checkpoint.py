@@ -1,0 +1,126 @@
+"""Checkpoints: everything a run needs to go on bit for bit as if it had never stopped.
+
+    save(run.checkpoints, state)                       # checkpoints/step-00000100/
+    path, skipped = newest(run.checkpoints)            # the newest one whose every byte is right
+    state = load(path)
+
+A checkpoint is safetensors and JSON. It is written to a temporary folder, hashed into a manifest, flushed to the disk
+and renamed; a folder whose files do not match its manifest is no checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from weitiao.errors import RunError
+from weitiao.methods.folders import problems, seal, whole
+
+PREFIX = "step-"
+GROUPS = ("parameters", "optimizer", "random")
+
+
+@dataclass
+class State:
+    """``parameters`` and ``optimizer`` are tensors by name; ``random`` is what :func:`random_state` gives; ``facts`` is
+    JSON: step, position in the data, best so far, guard history, what the run was started with."""
+
+    step: int
+    parameters: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
+    random: dict[str, Tensor]
+    facts: dict[str, Any]
+
+
+def save(folder: Path, state: State) -> Path:
+    """Write ``state`` below ``folder``, whole or not at all. RunError names the bytes needed if the disk is full."""
+    path = folder / f"{PREFIX}{state.step:08d}"
+    groups: list[dict[str, Tensor]] = [getattr(state, name) for name in GROUPS]
+    with whole(path, sum(tensor.nbytes for group in groups for tensor in group.values())) as temporary:
+        for name, group in zip(GROUPS, groups, strict=True):
+            save_file({key: tensor.contiguous() for key, tensor in group.items()}, temporary / f"{name}.safetensors")
+        (temporary / "state.json").write_text(json.dumps({"step": state.step, **state.facts}), encoding="utf-8")
+        seal(temporary)
+    return path
+
+
+def newest(folder: Path) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint below ``folder`` that verifies, and what was skipped on the way to it and why."""
+    skipped = []
+    for path in reversed(listed(folder)):
+        if not (wrong := problems(path)):
+            return path, skipped
+        skipped.append(f"{path}: {'; '.join(wrong)}")
+    return None, skipped
+
+
+def best(folder: Path) -> Path | None:
+    """The checkpoint that the newest one calls the best so far, if it is there and verifies."""
+    path, _ = newest(folder)
+    step = path and (load(path).facts.get("best") or {}).get("step")
+    found = folder / f"{PREFIX}{step:08d}" if step else None
+    return found if found and found.is_dir() and not problems(found) else None
+
+
+def load(path: Path) -> State:
+    """Read the checkpoint at ``path``; RunError if it does not verify."""
+    if wrong := problems(path):
+        raise RunError([f"{path}: {problem}" for problem in wrong])
+    facts = json.loads((path / "state.json").read_text(encoding="utf-8"))
+    parameters, optimizer, generators = (load_file(path / f"{name}.safetensors") for name in GROUPS)
+    return State(facts.pop("step"), parameters, optimizer, generators, facts)
+
+
+def listed(folder: Path) -> list[Path]:
+    """Checkpoint folders below ``folder``, oldest first, verified or not."""
+    return sorted(folder.glob(f"{PREFIX}*")) if folder.is_dir() else []
+
+
+def prune(folder: Path, keep: int, best_step: int | None) -> None:
+    """Remove all but the ``keep`` newest checkpoints and the best, and what a killed save left behind."""
+    for path in listed(folder)[:-keep]:
+        if path.name != f"{PREFIX}{best_step or 0:08d}":
+            shutil.rmtree(path, ignore_errors=True)
+    for path in folder.glob(f".{PREFIX}*.tmp"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+# ---- random numbers ------------------------------------------------------------------------------------------------
+
+
+def random_state() -> dict[str, Tensor]:
+    """The state of every generator a run draws from: torch (CPU and CUDA), numpy, Python."""
+    _, keys, position, has_gauss, gauss = np.random.get_state()
+    version, words, after = random.getstate()
+    state = {
+        "torch": torch.get_rng_state(),
+        "numpy.keys": torch.from_numpy(np.asarray(keys, dtype=np.int64)),
+        "numpy.rest": torch.tensor([position, has_gauss, gauss], dtype=torch.float64),
+        "python.words": torch.tensor(words, dtype=torch.int64),
+        "python.rest": torch.tensor([version, float("nan") if after is None else after], dtype=torch.float64),
+    }
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return state | {f"cuda.{number}": tensor for number, tensor in enumerate(cuda)}
+
+
+def set_random_state(state: Mapping[str, Tensor]) -> None:
+    """Put every generator back to ``state``."""
+    torch.set_rng_state(state["torch"])
+    position, has_gauss, gauss = state["numpy.rest"].tolist()
+    keys = state["numpy.keys"].numpy().astype(np.uint32)
+    np.random.set_state(("MT19937", keys, int(position), int(has_gauss), gauss))
+    version, after = state["python.rest"].tolist()
+    words = tuple(state["python.words"].tolist())
+    random.setstate((int(version), words, None if after != after else after))
+    if torch.cuda.is_available():
+        torch.cuda.set_rng_state_all([state[name] for name in sorted(state) if name.startswith("cuda.")])

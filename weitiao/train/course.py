@@ -1,0 +1,73 @@
+"""The course of a run: which rows make up which step.
+
+Everything follows from the rows, the options and the number of the step, so a run can go on from any step by knowing
+that number alone.
+
+course = Course(examples, task, options)
+course.micro_batches(step=1)        # the rows of the first step, cut into what is computed at once
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Sequence
+from typing import Any
+
+from weitiao.data.batch import Example, pack, plan_epoch
+from weitiao.train import memory
+from weitiao.train.options import Cadence, TrainOptions
+from weitiao.train.tasks import Task
+
+
+class Course:
+    """Which rows make up which step. Everything follows from the rows, the options and the number of the step."""
+
+    def __init__(self, train: Sequence[Example], task: Task, options: TrainOptions):
+        self.train, self.options, self.pack_tokens = train, options, task.pack_tokens
+        longest = self.pack_tokens or max(len(example) for example in train)
+        self.micro_batch_tokens = memory.micro_batch_tokens(options.micro_batch_tokens, longest)
+        self.epoch = -1
+        self.examples: Sequence[Example] = ()
+        self.steps: list[list[list[int]]] = []
+        self._enter(0)
+        self.steps_per_epoch = len(self.steps)
+        self.total_steps = math.ceil(options.epochs * self.steps_per_epoch)
+        if options.max_steps is not None:
+            self.total_steps = min(self.total_steps, options.max_steps)
+
+    def _enter(self, epoch: int) -> None:
+        """Draw the order of ``epoch``."""
+        if epoch == self.epoch:
+            return
+        seed = self.options.seed
+        self.examples = self.train
+        if self.pack_tokens:
+            packed = pack(self.train, self.pack_tokens, seed=seed, epoch=epoch)
+            self.examples = [example for example in packed if example.trained_tokens]  # a last row of one token
+        lengths = [len(example) for example in self.examples]
+        self.steps = plan_epoch(lengths, self.options.batch_size, self.micro_batch_tokens, seed, epoch)
+        self.epoch = epoch
+
+    def micro_batches(self, step: int) -> list[list[Example]]:
+        """The rows of ``step`` (from 1), cut into what is computed at once."""
+        epoch, index = divmod(step - 1, self.steps_per_epoch)
+        self._enter(epoch)
+        return [[self.examples[row] for row in rows] for rows in self.steps[index]]
+
+    def due(self, cadence: Cadence, step: int) -> bool:
+        """Whether something done at this cadence is done after ``step``."""
+        if cadence == "none":
+            return False
+        return step == self.total_steps or step % (self.steps_per_epoch if cadence == "epoch" else cadence) == 0
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What must be the same for a checkpoint to be gone on from."""
+        digest = 0
+        for example in self.train:
+            digest = zlib.crc32(example.mask.tobytes(), zlib.crc32(example.ids.tobytes(), digest))
+        kept = ("batch_size", "seed", "learning_rate", "schedule", "minimum_rate", "warmup_steps", "optimizer", "betas",
+                "epsilon", "weight_decay", "max_grad_norm")  # fmt: skip
+        values = self.options.model_dump(mode="json", include=set(kept))
+        own = {"rows": len(self.train), "rows_crc32": digest, "pack_tokens": self.pack_tokens}
+        return {**own, **values, "micro_batch_tokens": self.micro_batch_tokens, "total_steps": self.total_steps}

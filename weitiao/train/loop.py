@@ -1,0 +1,350 @@
+"""The one training loop: every task and every method goes through ``fit``.
+
+    fit(model, method, TaskOptions().build(), examples, TrainOptions(epochs=3), run=Run.create("runs/a", {}))
+
+The loss of a step is the sum over all trained tokens of its rows divided by their count, however the rows are cut
+into micro-batches. Evaluators are callables that are passed in, so the loop knows nothing of the rooms to its right.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from weitiao.data.batch import Example, collate, plan_epoch
+from weitiao.errors import InputError, Interrupted, RunError, say, t
+from weitiao.methods.base import Method, compute_dtype, computing, trainable
+from weitiao.methods.folders import problems
+from weitiao.models import shape
+from weitiao.runs import Run, command
+from weitiao.train import checkpoint, memory, optim
+from weitiao.train.course import Course
+from weitiao.train.guard import Guard, json_number
+from weitiao.train.logps import token_logps
+from weitiao.train.modes import evaluating, machine_facts, recomputing, seed_everything
+from weitiao.train.options import TrainOptions
+from weitiao.train.stopping import Stop
+from weitiao.train.tasks import Task
+
+Evaluator = Callable[[nn.Module], Mapping[str, float]]
+Progress = Callable[[Mapping[str, Any], int], None]
+SHOWN_ROWS = 20
+
+
+@dataclass
+class Fit:
+    """What a run came to. ``history``: the lines that this process wrote to metrics.jsonl."""
+
+    steps: int
+    best_step: int | None = None
+    best_metric: float | None = None
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+
+def fit(
+    model: nn.Module,
+    method: Method,
+    task: Task,
+    train: Sequence[Example],
+    options: TrainOptions,
+    *,
+    run: Run,
+    validation: Sequence[Example] | None = None,
+    evaluators: Mapping[str, Evaluator] | None = None,
+    pad_id: int = 0,
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> Fit:
+    """Train ``model``, to which ``method`` is attached, on ``train``; on return it holds the best weights.
+
+    ``evaluators`` are called with the model and return measures that join the validation loss. With ``resume`` the
+    run goes on from its newest whole checkpoint, bit for bit. ``progress(record, total_steps)`` is told every line.
+    InputError for rows without a trained token, before step 1; Interrupted after Ctrl-C or SIGTERM, with a checkpoint
+    written; RunError for a full disk or three steps in a row whose loss or gradient is not finite.
+    """
+    check(model, train)
+    course = Course(train, task, options)
+    state = Trainer(model, method, task, options, run, course, pad_id, progress)
+    state.validation, state.evaluators = validation or (), evaluators or {}
+    state.start(resume)
+    was_training = model.training
+    with Stop() as stop, recomputing(model, memory.recomputes(options.memory, model, course.micro_batch_tokens)):
+        model.train()
+        try:
+            if state.pending:
+                state.evaluate(stop)
+                if not stop.asked:
+                    state.save()
+            while state.step < course.total_steps and not stop.asked:
+                state.advance()
+                improved = course.due(options.evaluate_every, state.step) and state.evaluate(stop)
+                ended = state.step == course.total_steps
+                if improved or ended or stop.asked or course.due(options.save_every, state.step):
+                    state.save()
+            if state.step < course.total_steps or state.pending:
+                again = command("weitiao", "train", "--resume", run.path)
+                message = "stopped after step {step}; go on with: {command}"
+                raise Interrupted(t(message, step=state.step, command=again))
+        finally:
+            model.train(was_training)
+    state.restore_best()
+    best = state.best or {}
+    return Fit(state.step, best.get("step"), best.get("metric"), state.history)
+
+
+def check(model: Any, train: Sequence[Example]) -> None:
+    """InputError for what cannot be trained: no rows, rows without a target, a model that sees what follows."""
+    if shape.kind_of(model.config) != "causal":
+        message = "{model} sees what follows a token, so it cannot learn to predict it; take a causal model"
+        raise InputError(t(message, model=type(model).__name__))
+    if compute_dtype(model) == torch.float16:
+        raise InputError(t("model.dtype: float16 overflows in training; take bfloat16, float32 or auto"))
+    if not train:
+        raise InputError(t("there are no rows to train on"))
+    if empty := [example.id for example in train if not example.trained_tokens]:
+        message = "{count} rows have no token to train on: {rows}"
+        shown = ", ".join(empty[:SHOWN_ROWS]) + (" …" if len(empty) > SHOWN_ROWS else "")
+        raise InputError(t(message, count=len(empty), rows=shown))
+    if not trainable(model):
+        raise InputError(t("nothing in the model is set to train; was the method attached?"))
+
+
+class Trainer:
+    """The moving parts of a run: step, optimiser, guard, best so far."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        method: Method,
+        task: Task,
+        options: TrainOptions,
+        run: Run,
+        course: Course,
+        pad_id: int,
+        progress: Progress | None,
+    ):
+        self.model, self.method, self.task, self.options = model, method, task, options
+        self.run, self.course, self.pad_id, self.progress = run, course, pad_id, progress
+        self.validation: Sequence[Example] = ()
+        self.evaluators: Mapping[str, Evaluator] = {}
+        self.parameters = trainable(model)
+        self.device = next(model.parameters()).device
+        self.optimizer = optim.build(
+            options.optimizer,
+            method.parameter_groups(model, options.learning_rate),
+            learning_rate=options.learning_rate,
+            betas=options.betas,
+            epsilon=options.epsilon,
+            weight_decay=options.weight_decay,
+        )
+        self.guard = Guard()
+        self.step = 0
+        self.best: dict[str, Any] | None = None
+        self.pending = False  # an evaluation was due when the run was stopped
+        self.history: list[dict[str, Any]] = []
+
+    # ---- one step --------------------------------------------------------------------------------------------------
+
+    def advance(self) -> None:
+        """One optimiser step, logged."""
+        started = time.perf_counter()
+        self.step += 1
+        options, course = self.options, self.course
+        batches = course.micro_batches(self.step)
+        rows = [example for batch in batches for example in batch]
+        trained_tokens = sum(example.trained_tokens for example in rows)
+        by = optim.factor(options.schedule, self.step, course.total_steps, options.warmup_steps, options.minimum_rate)
+        rate = optim.set_rate(self.optimizer, by)
+        loss = self.backward(batches, trained_tokens)
+        norm = nn.utils.clip_grad_norm_(self.parameters.values(), options.max_grad_norm or math.inf)
+        loss, norm = torch.stack((loss, norm)).tolist()  # the step's only wait for the device
+        if self.guard.passes(self.step, loss, norm, (example.id for example in rows)):
+            self.optimizer.step()
+            self.method.after_step(self.model, self.step)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.log(
+            {
+                "step": self.step,
+                "epoch": self.step / course.steps_per_epoch,
+                "loss": json_number(loss),
+                "tokens": sum(len(example) for example in rows),
+                "trained_tokens": trained_tokens,
+                "seconds": time.perf_counter() - started,
+                "learning_rate": rate,
+                "grad_norm": json_number(norm),
+            }
+        )
+
+    def backward(self, batches: Sequence[Sequence[Example]], trained_tokens: int) -> torch.Tensor:
+        """Add the step's gradient, micro-batch by micro-batch; returns its loss."""
+        total = torch.zeros((), device=self.device)
+        for examples in batches:
+            loss = self.loss(examples) / trained_tokens
+            loss.backward()
+            total += loss.detach()
+        penalty = self.method.penalty(self.model)
+        if isinstance(penalty, torch.Tensor):
+            penalty.backward()
+            total += penalty.detach()
+        return total
+
+    def loss(self, examples: Sequence[Example]) -> torch.Tensor:
+        """The task's summed loss over one micro-batch. Rows are padded on the right, where a causal model never looks,
+        so no attention mask is needed and the fastest attention kernel is taken."""
+        batch = collate(examples, self.pad_id).to(self.device)
+        with computing(self.model), self.method.training(self.model):
+            return self.task.loss(token_logps(self.model, batch.ids, None, batch.mask), batch.mask)
+
+    # ---- validation ------------------------------------------------------------------------------------------------
+
+    def evaluate(self, stop: Stop) -> bool:
+        """Measure the model on the validation rows and by the evaluators; whether it is the best so far.
+
+        Random numbers and the model's mode are left as they were. A stop in between leaves the evaluation to the
+        resumed run.
+        """
+        if not self.validation and not self.evaluators:
+            return False
+        started = time.perf_counter()
+        self.pending = True
+        with evaluating(self.model), self.method.training(self.model):
+            measures = self.validation_loss(stop)
+            for evaluator in self.evaluators.values():
+                if not stop.asked:
+                    measures.update(evaluator(self.model))
+        if stop.asked:
+            return False
+        self.pending = False
+        seconds = time.perf_counter() - started
+        epoch = self.step / self.course.steps_per_epoch
+        shown = {name: json_number(value) for name, value in measures.items()}
+        self.log({"step": self.step, "epoch": epoch, "validation": shown, "seconds": seconds})
+        return self.improves(measures)
+
+    def validation_loss(self, stop: Stop) -> dict[str, float]:
+        """Mean loss per trained token of the validation rows; empty without any."""
+        if not self.validation:
+            return {}
+        total, bound = torch.zeros((), dtype=torch.float64), self.course.micro_batch_tokens
+        lengths = [len(example) for example in self.validation]
+        for batches in plan_epoch(lengths, 64, bound, 0, 0):
+            for rows in batches:
+                if stop.asked:
+                    return {}
+                total += self.loss([self.validation[row] for row in rows]).cpu()
+        loss = total.item() / max(sum(example.trained_tokens for example in self.validation), 1)
+        return {"loss": loss}
+
+    def improves(self, measures: Mapping[str, float]) -> bool:
+        """Note the step as the best so far if it is."""
+        name = self.options.best
+        if name is None:
+            return False
+        if name not in measures:
+            known = ", ".join(measures)
+            raise InputError(t('train.best: the validation has no measure "{name}" ({known})', name=name, known=known))
+        metric, sign = measures[name], -1.0 if name == "loss" else 1.0
+        if not math.isfinite(metric) or (self.best and sign * metric <= sign * self.best["metric"]):
+            return False
+        self.best = {"step": self.step, "metric": metric, "name": name}
+        return True
+
+    def restore_best(self) -> None:
+        """Put the best step's weights into the model."""
+        if self.best is None or self.best["step"] == self.step:
+            return
+        path = self.run.checkpoints / f"{checkpoint.PREFIX}{self.best['step']:08d}"
+        if wrong := problems(path):
+            message = "{path}, the best step, is damaged ({reason}); the last step's weights are the result"
+            say(message, path=path, reason="; ".join(wrong))
+            self.best = None
+            return
+        self.set_parameters(checkpoint.load(path).parameters, str(path))
+
+    # ---- keeping ---------------------------------------------------------------------------------------------------
+
+    def log(self, record: dict[str, Any]) -> None:
+        """A line of metrics.jsonl."""
+        self.run.log(record)
+        self.history.append(record)
+        if self.progress:
+            self.progress(record, self.course.total_steps)
+
+    def save(self) -> None:
+        """Write a checkpoint and remove those that are no longer kept."""
+        names: dict[Any, str] = {parameter: name for name, parameter in self.parameters.items()}
+        moments = {
+            f"{kind}/{names[parameter]}": tensor
+            for parameter, kinds in self.optimizer.state.items()
+            for kind, tensor in kinds.items()
+        }
+        weights = {name: parameter.detach() for name, parameter in self.parameters.items()}
+        epoch, in_epoch = divmod(self.step, self.course.steps_per_epoch)
+        facts = {
+            "epoch": epoch,
+            "step_in_epoch": in_epoch,
+            "best": self.best,
+            "pending_evaluation": self.pending,
+            "guard": self.guard.state(),
+            "started_with": self.course.fingerprint(),
+            "machine": machine_facts(),
+        }
+        state = checkpoint.State(self.step, weights, moments, checkpoint.random_state(), facts)
+        checkpoint.save(self.run.checkpoints, state)
+        checkpoint.prune(self.run.checkpoints, self.options.keep, self.best["step"] if self.best else None)
+
+    def start(self, resume: bool) -> None:
+        """Seed everything, or go on from the newest checkpoint that verifies."""
+        path, skipped = checkpoint.newest(self.run.checkpoints) if resume else (None, [])
+        for line in skipped:
+            say("skipped a damaged checkpoint: {line}", line=line)
+        if skipped and path is None:
+            raise RunError([t("no checkpoint of {path} is whole", path=self.run.path), *skipped])
+        if path is None:
+            seed_everything(self.options.seed)
+            if resume:
+                self.run.rewind(0)
+            return
+        state = checkpoint.load(path)
+        self.agree(path, state.facts)
+        self.set_parameters(state.parameters, str(path))
+        moments: dict[str, dict[str, torch.Tensor]] = {}
+        for name, tensor in state.optimizer.items():
+            kind, _, parameter = name.partition("/")
+            moments.setdefault(parameter, {})[kind] = tensor
+        for name, kinds in moments.items():
+            parameter = self.parameters[name]
+            self.optimizer.state[parameter] = {
+                kind: tensor if kind == "step" else tensor.to(parameter.device) for kind, tensor in kinds.items()
+            }
+        self.step, self.best, self.pending = state.step, state.facts["best"], state.facts["pending_evaluation"]
+        self.guard = Guard(**state.facts["guard"])
+        checkpoint.set_random_state(state.random)
+        self.run.rewind(self.step)
+        say("going on from {path}", path=path)
+
+    def agree(self, path: Any, facts: Mapping[str, Any]) -> None:
+        """InputError naming everything that is not as it was; a word if bits may differ."""
+        then, now = facts["started_with"], json.loads(json.dumps(self.course.fingerprint()))
+        message = "{path}: was made with {key}={then}, and now it is {now}"
+        changed = [key for key in now if now[key] != then.get(key)]
+        if changed:
+            raise InputError([t(message, path=path, key=key, then=then.get(key), now=now[key]) for key in changed])
+        if facts["machine"] != machine_facts():
+            say("this machine, torch or number of threads is not the one before: the last bits may differ")
+
+    def set_parameters(self, values: Mapping[str, torch.Tensor], where: str) -> None:
+        """Copy ``values`` into the trainable parameters; they must be exactly these."""
+        if wrong := sorted(values.keys() ^ self.parameters.keys()):
+            shown = ", ".join(wrong[:SHOWN_ROWS])
+            raise InputError(t("{path}: holds other parameters than train now: {names}", path=where, names=shown))
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                parameter.copy_(values[name])

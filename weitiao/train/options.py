@@ -1,0 +1,66 @@
+"""How the weights are changed, for how long, and what is kept.
+
+TrainOptions(epochs=3, learning_rate=1e-4)
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from weitiao.config import Options
+
+Count = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+Cadence = Literal["epoch", "none"] | Count
+
+
+class TrainOptions(Options):
+    """How the weights are changed, for how long, and what is kept."""
+
+    epochs: float = Field(default=3, gt=0, description="times that every row is seen")
+    max_steps: int | None = Field(
+        default=None, ge=1, description="stop after this many steps, if epochs would take more"
+    )
+    batch_size: int = Field(default=8, ge=1, description="rows per optimiser step; how they are cut changes no result")
+    micro_batch_tokens: Literal["auto"] | Count = Field(
+        default="auto", description="padded tokens computed at once; fewer need less memory"
+    )
+    learning_rate: float = Field(default=2e-4, gt=0, description="the highest learning rate, after warm-up")
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        default="cosine",
+        description="the learning rate after warm-up: constant, or falling along a line or half a cosine",
+    )
+    minimum_rate: float = Field(
+        default=0.0, ge=0, le=1, description="where the schedule ends, as a share of learning_rate"
+    )
+    warmup_steps: int = Field(
+        default=20, ge=0, description="steps over which the rate rises; at most half of all steps"
+    )
+    optimizer: Literal["adamw"] = Field(default="adamw", description="adamw")
+    betas: tuple[Share, Share] = Field(default=(0.9, 0.999), description="AdamW: decay of the first and second moment")
+    epsilon: float = Field(default=1e-8, gt=0, description="AdamW: added to the root of the second moment")
+    weight_decay: float = Field(
+        default=0.0, ge=0, description="decoupled decay of matrices; biases and norms do not decay"
+    )
+    max_grad_norm: float | None = Field(
+        default=1.0, gt=0, description="gradients longer than this are shortened; null: never"
+    )
+    evaluate_every: Cadence = Field(
+        default="epoch", description="epoch, a number of steps, or none; the last step counts"
+    )
+    save_every: Cadence = Field(
+        default="epoch", description="epoch, a number of steps, or none; the last step is always saved"
+    )
+    keep: int = Field(default=2, ge=1, description="newest checkpoints kept, beside the best")
+    best: str | None = Field(
+        default="loss",
+        description="validation measure whose best checkpoint becomes the result: loss (lowest) or an evaluator's "
+        "(highest); null: the last step",
+    )
+    memory: Literal["auto", "low", "fast"] = Field(
+        default="auto",
+        description="low: compute activations twice instead of keeping them; auto: only where they would not fit",
+    )
+    seed: int = Field(default=0, ge=0, description="order of the rows, dropout, initial adapter weights")

@@ -1,0 +1,77 @@
+"""The worst micro-batch first: a run that cannot hold its largest rows says so before step 1, not at step 840.
+
+rehearse(model, method, task, examples, options, pad_id=0)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from weitiao.data.batch import Example, collate
+from weitiao.errors import RunError, t
+from weitiao.methods.base import Method, computing
+from weitiao.train import checkpoint, memory
+from weitiao.train.course import Course
+from weitiao.train.logps import token_logps
+from weitiao.train.modes import recomputing
+from weitiao.train.options import TrainOptions
+from weitiao.train.tasks import Task
+
+
+def worst(course: Course) -> list[Example]:
+    """The micro-batch of the first epoch with the most padded tokens."""
+    batches = (batch for step in range(1, course.steps_per_epoch + 1) for batch in course.micro_batches(step))
+    return max(batches, key=padded_tokens)
+
+
+def padded_tokens(batch: Sequence[Example]) -> int:
+    """Rows times the longest."""
+    return len(batch) * max(len(example) for example in batch)
+
+
+def rehearse(
+    model: nn.Module, method: Method, task: Task, train: Sequence[Example], options: TrainOptions, pad_id: int
+) -> float:
+    """Forward and backward of the worst micro-batch; returns its mean loss, and leaves no gradient and no random number
+    used. RunError if memory does not suffice or the loss is not finite."""
+    course, state = Course(train, task, options), checkpoint.random_state()
+    examples = worst(course)
+    batch = collate(examples, pad_id).to(next(model.parameters()).device)
+    training = model.training
+    try:
+        with recomputing(model, memory.recomputes(options.memory, model, course.micro_batch_tokens)):
+            model.train()
+            with computing(model), method.training(model):
+                loss = task.loss(token_logps(model, batch.ids, None, batch.mask), batch.mask)
+            loss = loss / sum(example.trained_tokens for example in examples)
+            loss.backward()
+    except (MemoryError, RuntimeError) as error:
+        if not _out_of_memory(error):
+            raise
+        raise RunError(_too_large(examples, options)) from error
+    finally:
+        model.zero_grad(set_to_none=True)
+        model.train(training)
+        checkpoint.set_random_state(state)
+    if not math.isfinite(loss.item()):
+        rows = ", ".join(example.id for example in examples[:5])
+        raise RunError(t("the loss is {loss} before the first step (rows {rows})", loss=loss.item(), rows=rows))
+    return loss.item()
+
+
+def _out_of_memory(error: Exception) -> bool:
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "not enough memory" in str(error)
+
+
+def _too_large(examples: Sequence[Example], options: TrainOptions) -> str:
+    longest = max(len(example) for example in examples)
+    smaller = max(longest, padded_tokens(examples) // 2)
+    message = (
+        "not enough memory for the largest micro-batch, {rows} rows of up to {longest} tokens; take "
+        "train.memory=low, train.micro_batch_tokens={smaller} or a smaller data.max_length"
+    )
+    return t(message, rows=len(examples), longest=longest, smaller=smaller)
