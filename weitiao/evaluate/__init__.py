@@ -1,0 +1,1 @@
+"""Measures: perplexity, dialogues with calls, the hotel task, comparisons."""

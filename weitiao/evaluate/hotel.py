@@ -1,0 +1,121 @@
+"""The hotel turns of CrossWOZ: are the searches right that a guest's words lead to?
+
+    evaluation = evaluate(open_model("runs/hotel-crosswoz"), EvaluateOptions(task="hotel", data="val.jsonl"))
+    evaluation.figures["call_slot_f1"]              # {"value": 0.96, "low": 0.95, "high": 0.97, "count": 2000}
+
+``call``: the search after what was said so far in the hotel segment, on clean gold calls. ``acts``: what one utterance
+states by itself, on every utterance about a hotel; where it states nothing, nothing is right, be it no call or a call
+without arguments. The data is read and rendered by ``data/crosswoz.py``, as in training; no prompt holds a gold call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from weitiao.data import crosswoz
+from weitiao.data.crosswoz_turns import acts_turns, call_turns, history
+from weitiao.data.rows import Call, Message
+from weitiao.errors import InputError, t
+from weitiao.evaluate.bootstrap import Resampling
+from weitiao.evaluate.dialogue import call_counts
+from weitiao.evaluate.tasks import EvaluateOptions, Evaluation, answers
+from weitiao.generate.toolset import able
+
+if TYPE_CHECKING:
+    from weitiao.methods.io import Tuned
+
+Measure = Literal["call", "acts"]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One turn of one measure: the prompt's messages and the gold arguments."""
+
+    id: str
+    turn: int
+    measure: Measure
+    messages: tuple[Message, ...]
+    gold: dict[str, Any]
+
+
+def cases(dialogues: Sequence[crosswoz.Dialogue]) -> list[Case]:
+    """Every case of ``dialogues``, in their order; a turn may have one of each measure."""
+    found = []
+    for dialogue in dialogues:
+        messages = dialogue["messages"]
+        for index in call_turns(dialogue):
+            prompt = crosswoz.call_prompt(messages[index]["text"], history(dialogue, index))
+            found.append(_case(dialogue, index, "call", prompt, messages[index]["search_args"]))
+        for index in acts_turns(dialogue):
+            prompt = crosswoz.acts_prompt(messages[index]["text"])
+            found.append(_case(dialogue, index, "acts", prompt, messages[index].get("act_args", {})))
+    return found
+
+
+def _case(
+    dialogue: crosswoz.Dialogue, index: int, measure: Measure, prompt: tuple[Message, ...], gold: dict[str, Any]
+) -> Case:
+    return Case(dialogue["id"], dialogue["messages"][index].get("turn", index), measure, prompt, gold)
+
+
+def evaluate(tuned: Tuned, options: EvaluateOptions) -> Evaluation:
+    """Figures of both measures and a prediction per case (``id``, ``turn``, ``measure``, ``gold``, ``predicted``).
+
+    ``options.data`` is a file in the form of the hotel extract, a zip that CrossWOZ publishes, or a folder with the
+    validation part of either. ``predicted`` is null where ``call`` was answered without a call. InputError: a file that
+    is not in the format, one without any case, or examples (``shots``), which this task does not take."""
+    if options.shots:
+        raise InputError(t("task hotel takes no example dialogues: shots = {shots}", shots=options.shots))
+    path = Path(options.data)
+    if path.is_dir():
+        path = crosswoz.find(path, "validation")
+    found = cases(crosswoz.read(path))
+    if not found:
+        raise InputError(t("{path}: no hotel turn with a gold answer (search_args, act_args, acts)", path=path))
+    tuned = replace(tuned, renderer=able(tuned.renderer, tools=True))
+    prompts = [tuned.renderer.prompt(case.messages, (crosswoz.SEARCH_HOTELS,)) for case in found]
+    predicted = [arguments_of(text, tuned.renderer) for text in answers(tuned, prompts, options)]
+    predicted = [
+        {} if arguments is None and case.measure == "acts" else arguments
+        for case, arguments in zip(found, predicted, strict=True)
+    ]
+    lines = [
+        {"id": case.id, "turn": case.turn, "measure": case.measure, "gold": case.gold, "predicted": arguments}
+        for case, arguments in zip(found, predicted, strict=True)
+    ]
+    return Evaluation(score(lines, options.samples, options.seed), lines)
+
+
+def arguments_of(text: str, renderer: Any) -> dict[str, Any] | None:
+    """The arguments of the first search in an answer; None where there is none."""
+    for call in renderer.parse(text).calls:
+        if call.name == crosswoz.NAME:
+            return dict(call.arguments)
+    return None
+
+
+def score(lines: Sequence[dict[str, Any]], samples: int = 1000, seed: int = 0) -> dict[str, dict[str, float]]:
+    """Slot precision, recall, F1 (micro) and exact match of either measure, from prediction lines."""
+    figures = {}
+    for measure in ("call", "acts"):
+        part = [line for line in lines if line["measure"] == measure]
+        counts = [call_counts(_call(line["gold"]), _call(line["predicted"])) for line in part]
+        right, given, wanted, exact, counted = np.array(counts, dtype=np.int64).reshape(-1, 5).T
+        resampling = Resampling([line["id"] for line in part], samples, seed)
+        figures |= {
+            f"{measure}_slot_precision": resampling.ratio(right, given),
+            f"{measure}_slot_recall": resampling.ratio(right, wanted),
+            f"{measure}_slot_f1": resampling.ratio(2 * right, given + wanted),
+            f"{measure}_exact_match": resampling.ratio(exact, counted),
+        }
+    return {name: figure.as_dict() for name, figure in figures.items()}
+
+
+def _call(arguments: dict[str, Any] | None) -> Call | None:
+    """Arguments as a call that compares as it should: blanks in a hotel's name do not count."""
+    return None if arguments is None else Call(crosswoz.NAME, crosswoz.canonical(arguments))

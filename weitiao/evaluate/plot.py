@@ -1,0 +1,80 @@
+"""Loss curves as PNG.
+
+    curves(run.metrics(), run.path / "loss.png")
+
+The labels are ASCII, so that no font is needed that a machine may lack; nothing global in matplotlib is touched.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from weitiao.runs import write_atomic
+
+SMOOTHED_OVER = 0.05  # share of the run over which the training loss is averaged for its bold line
+
+
+def curves(metrics: Sequence[Mapping[str, Any]], path: str | Path) -> Path:
+    """Draw the training and validation loss of ``metrics`` (lines of metrics.jsonl) over the steps, and below them the
+    other validation measures that lie between 0 and 1, if there are any; written to ``path``, which is returned."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    trained = [(line["step"], line["loss"]) for line in metrics if _finite(line.get("loss"))]
+    validated = _measures(metrics)
+    losses = validated.pop("loss", [])
+    shares = {name: points for name, points in validated.items() if all(0 <= value <= 1 for _, value in points)}
+    figure = Figure(figsize=(7, 6 if shares else 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(2 if shares else 1, 1, sharex=True, squeeze=False)[:, 0]
+    _lines(axes[0], trained, losses)
+    for name, points in shares.items():
+        axes[1].plot(*zip(*points, strict=True), marker="o", markersize=3, label=name)
+    if shares:
+        axes[1].set(ylabel="validation", ylim=(-0.02, 1.02))
+        axes[1].legend(fontsize="small")
+    axes[-1].set_xlabel("step")
+    for ax in axes:
+        ax.grid(alpha=0.3)
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=120)
+    write_atomic(path, picture.getvalue())
+    return Path(path)
+
+
+def _lines(ax: Any, trained: Sequence[tuple[int, float]], losses: Sequence[tuple[int, float]]) -> None:
+    ax.set_ylabel("loss")
+    if trained:
+        steps, values = zip(*trained, strict=True)
+        ax.plot(steps, values, color="tab:blue", alpha=0.3, linewidth=1)
+        ax.plot(steps, smoothed(values), color="tab:blue", label="training")
+    if losses:
+        ax.plot(*zip(*losses, strict=True), color="tab:orange", marker="o", markersize=3, label="validation")
+    if trained or losses:
+        ax.legend(fontsize="small")
+
+
+def smoothed(values: Sequence[float]) -> list[float]:
+    """Mean of each value and those before it within a window of ``SMOOTHED_OVER`` of them."""
+    window = max(1, round(len(values) * SMOOTHED_OVER))
+    return [
+        math.fsum(part) / len(part) for end in range(1, len(values) + 1) if (part := values[max(0, end - window) : end])
+    ]
+
+
+def _measures(metrics: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[int, float]]]:
+    """(step, value) of every validation measure."""
+    found: dict[str, list[tuple[int, float]]] = {}
+    for line in metrics:
+        for name, value in (line.get("validation") or {}).items():
+            if _finite(value):
+                found.setdefault(name, []).append((line["step"], value))
+    return found
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,0 +1,1 @@
+"""Answers: sampling, the decoding loop, conversations with tools."""

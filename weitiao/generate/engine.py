@@ -1,0 +1,364 @@
+"""Generation: our own decoding loop over a transformers model and its key-value cache.
+
+    done = generate(model, [[1, 5, 9], [1, 7]], SampleOptions(max_new_tokens=32), stop_ids=[2], pad_id=0)
+    for piece in stream(model, tokenizer, prompt, SampleOptions(), stop_ids=[2]): print(piece, end="")
+
+Prompts are sorted by length into batches; what all prompts of a batch begin with is computed once; rows that are done
+leave the batch and its cache; the head runs at the last position only. In float32 the result equals one row at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
+
+from weitiao.errors import InputError, t
+from weitiao.generate.detokenize import Detokenizer, decode
+from weitiao.generate.sample import SampleOptions, Sampler
+from weitiao.methods.base import compute_dtype, computing
+
+SHARED_PREFIX_TOKENS = 16  # a shorter common prefix is not worth a forward pass of its own
+SPARE_TOKENS = 128  # room that a cache buffer has ahead, so that most steps copy one token and not the whole past
+SHRINK_AT = 0.75  # the cache is compacted when no more than this share of its rows is still being written
+
+
+@dataclass(frozen=True)
+class Completion:
+    """An answer: its token ids without the stop token, why it ended, and its text where a tokenizer was given."""
+
+    ids: list[int]
+    finish: Literal["stop", "length"]
+    text: str = ""
+
+
+def generate(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    options: SampleOptions | None = None,
+    *,
+    stop_ids: Collection[int],
+    pad_id: int,
+    tokenizer: Any = None,
+    on_token: Callable[[int, int], object] | None = None,
+    on_done: Callable[[int, Completion], object] | None = None,
+    batch_size: int = 32,
+) -> list[Completion]:
+    """Answers to ``prompts`` (token ids), in their order.
+
+    ``stop_ids`` end an answer. ``tokenizer`` fills in ``Completion.text`` and is needed for ``options.stop``.
+    ``on_token(row, id)`` sees every token as it is chosen, ``on_done(row, completion)`` every answer as it ends.
+    A row also ends (``length``) at the model's last position. InputError: an empty prompt, one longer than the model's
+    positions, stop texts without a tokenizer.
+    """
+    options = options or SampleOptions()
+    check_prompts(model, prompts)
+    if options.stop and tokenizer is None:
+        raise InputError(t("stop texts need a tokenizer"))
+    done: dict[int, Completion] = {}
+
+    def finish(row: int, completion: Completion) -> None:
+        done[row] = completion
+        if on_done is not None:
+            on_done(row, completion)
+
+    order = sorted(range(len(prompts)), key=lambda row: len(prompts[row]), reverse=True)
+    with evaluating(model):
+        for start in range(0, len(order), batch_size):
+            rows = order[start : start + batch_size]
+            _generate_batch(model, prompts, rows, options, frozenset(stop_ids), pad_id, tokenizer, on_token, finish)
+    return [done[row] for row in range(len(prompts))]
+
+
+def _generate_batch(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    rows: list[int],
+    options: SampleOptions,
+    stop_ids: frozenset[int],
+    pad_id: int,
+    tokenizer: Any,
+    on_token: Callable[[int, int], object] | None,
+    finish: Callable[[int, Completion], None],
+) -> None:
+    batch = Batch(model, [prompts[row] for row in rows], options, pad_id, rows)
+    answers = {row: Answer(tokenizer, options, limit) for row, limit in zip(rows, batch.limits, strict=True)}
+    slots: list[int | None] = list(rows)  # the row that each line of the batch writes, None when it is done
+    while True:
+        for slot, token in enumerate(batch.step()):
+            row = slots[slot]
+            if row is None:
+                continue
+            answer = answers[row]
+            answer.add(token, stop_ids)
+            if on_token is not None and not (answer.finish == "stop" and token in stop_ids):
+                on_token(row, token)
+            if answer.finish is not None:
+                finish(row, answer.completion())
+                slots[slot] = None
+        live = [slot for slot, row in enumerate(slots) if row is not None]
+        if not live:
+            return
+        if len(live) <= SHRINK_AT * len(slots):
+            batch.keep(live)
+            slots = [slots[slot] for slot in live]
+
+
+def stream(
+    model: PreTrainedModel,
+    tokenizer: Any,
+    prompt: Sequence[int],
+    options: SampleOptions | None = None,
+    stop_ids: Collection[int] = (),
+) -> Iterator[str]:
+    """The answer to one prompt, piece by piece; a piece never splits a character, nor shows part of a stop text.
+
+    The pieces joined are the text that ``generate`` gives. The generator's return value is its ``Completion``.
+    """
+    options = options or SampleOptions()
+    check_prompts(model, [prompt])
+    batch = Batch(model, [prompt], options, pad_id=0, rows=[0])
+    answer = Answer(tokenizer, options, batch.limits[0], incremental=True)
+    while answer.finish is None:
+        with evaluating(model):
+            token = batch.step()[0]
+        if piece := answer.add(token, frozenset(stop_ids)):
+            yield piece
+    return answer.completion()
+
+
+@contextmanager
+def evaluating(model: torch.nn.Module) -> Iterator[None]:
+    """No dropout inside, and the precision of training; a model that was training goes on training afterwards."""
+    training = model.training
+    dtype = compute_dtype(model)
+    mixed = any(parameter.dtype != dtype for parameter in model.parameters())
+    model.eval()
+    try:
+        with computing(model) if mixed else nullcontext():
+            yield
+    finally:
+        if training:
+            model.train()
+
+
+def check_prompts(model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> None:
+    """InputError for every prompt that is empty or longer than the model's positions."""
+    limit = positions(model)
+    problems = []
+    for row, prompt in enumerate(prompts):
+        if not len(prompt):
+            problems.append(t("prompt {row} is empty", row=row))
+        elif limit is not None and len(prompt) > limit:
+            problems.append(
+                t(
+                    "prompt {row} has {tokens} tokens; the model has {limit} positions",
+                    row=row,
+                    tokens=len(prompt),
+                    limit=limit,
+                )
+            )
+    if problems:
+        raise InputError(problems)
+
+
+def positions(model: PreTrainedModel) -> int | None:
+    """How many tokens the model was made for, prompt and answer together; None where its configuration names none."""
+    config = model.config.get_text_config(decoder=True)
+    return getattr(config, "max_position_embeddings", None)
+
+
+class Answer:
+    """One row's answer while it grows: token ids, the text when it is needed, and the rules that end it."""
+
+    def __init__(self, tokenizer: Any, options: SampleOptions, limit: int, incremental: bool = False):
+        self.ids: list[int] = []
+        self.limit = limit
+        self.finish: Literal["stop", "length"] | None = None
+        self.tokenizer = tokenizer
+        self.text: Detokenizer | None = None
+        if tokenizer is not None and (incremental or options.stop):
+            self.text = Detokenizer(tokenizer, options.stop)
+
+    def add(self, token: int, stop_ids: frozenset[int]) -> str:
+        """Take the next token; the text that is now certain is returned (empty unless text is followed)."""
+        piece = ""
+        if token in stop_ids:
+            self.finish = "stop"
+        else:
+            self.ids.append(token)
+            if self.text is not None:
+                piece = self.text.add(token)
+                if self.text.stopped:
+                    self.finish = "stop"
+            if self.finish is None and len(self.ids) >= self.limit:
+                self.finish = "length"
+        if self.finish is not None and self.text is not None:
+            piece += self.text.flush()
+        return piece
+
+    def completion(self) -> Completion:
+        """The answer as it stands."""
+        if self.text is not None:
+            text = self.text.text
+        else:
+            text = decode(self.tokenizer, self.ids) if self.tokenizer is not None else ""
+        return Completion(self.ids, self.finish or "length", text)
+
+
+class Batch:
+    """Prompts decoded together, one token per row and ``step``.
+
+    Legend: B rows, T slots of the cache, V vocabulary. The slots are [shared prefix | padding | own prompt | answer];
+    ``mask`` [B, T] says which are real, and positions count real tokens only. Without padding there is no mask.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        prompts: Sequence[Sequence[int]],
+        options: SampleOptions,
+        pad_id: int,
+        rows: Sequence[int],
+    ):
+        self.model = model
+        self.pad_id = pad_id
+        self.prompts = [list(map(int, prompt)) for prompt in prompts]
+        room = positions(model)
+        self.limits = [
+            options.max_new_tokens if room is None else min(options.max_new_tokens, room - len(prompt) + 1)
+            for prompt in self.prompts
+        ]
+        self.device = model.device
+        self.sampler = Sampler(options, rows, self.prompts, self.device)
+        self.cache = _cache(model)
+        self.lengths = torch.tensor([len(prompt) for prompt in self.prompts], device=self.device)
+        self.mask: Tensor | None = None
+        self.tokens: Tensor | None = None
+        self.steps = 0
+
+    @torch.inference_mode()
+    def step(self) -> list[int]:
+        """The next token of every row: [B] ids."""
+        self.tokens = self.sampler(self._prefill() if self.tokens is None else self._decode(self.tokens))
+        return self.tokens.tolist()
+
+    @torch.inference_mode()
+    def keep(self, slots: Sequence[int]) -> None:
+        """Go on with these rows of the batch only; the cache gives up the others' memory."""
+        index = torch.tensor(slots, device=self.device)
+        self.cache.batch_select_indices(index)
+        self.sampler.keep(index)
+        self.lengths = self.lengths[index]
+        if self.mask is not None:
+            self.mask = self.mask[index]
+        if self.tokens is not None:
+            self.tokens = self.tokens[index]
+
+    def _prefill(self) -> Tensor:
+        """Prompts -> the logits [B, V] after their last tokens."""
+        shared = self._shared_prefix()
+        if shared:
+            first = torch.tensor([self.prompts[0][:shared]], device=self.device)
+            self._forward(first, torch.arange(shared, device=self.device).unsqueeze(0), None)
+            self.cache.batch_repeat_interleave(len(self.prompts))
+        rest = [prompt[shared:] for prompt in self.prompts]
+        width = max(map(len, rest))
+        ids = torch.tensor([[self.pad_id] * (width - len(row)) + row for row in rest], device=self.device)
+        if any(len(row) < width for row in rest):
+            pads = width - self.lengths.unsqueeze(1) + shared
+            slots = torch.arange(shared + width + max(self.limits), device=self.device).unsqueeze(0)
+            self.mask = (slots < shared) | (slots >= shared + pads)
+            place = (torch.arange(width, device=self.device).unsqueeze(0) - pads).clamp_min(0) + shared
+            return self._forward(ids, place, self.mask[:, : shared + width])
+        place = torch.arange(shared, shared + width, device=self.device).expand(len(rest), -1)
+        return self._forward(ids, place, None)
+
+    def _decode(self, tokens: Tensor) -> Tensor:
+        place = (self.lengths + self.steps).unsqueeze(1)
+        limit = positions(self.model)
+        if limit is not None:  # rows that are done may still sit in the batch
+            place = place.clamp_max(limit - 1)
+        self.steps += 1
+        filled = self.cache.get_seq_length() + 1
+        return self._forward(tokens.unsqueeze(1), place, None if self.mask is None else self.mask[:, :filled])
+
+    def _forward(self, ids: Tensor, place: Tensor, mask: Tensor | None) -> Tensor:
+        output = self.model(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=place,
+            past_key_values=self.cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        return output.logits[:, -1]
+
+    def _shared_prefix(self) -> int:
+        """Tokens that all prompts begin with and that pay a pass of their own; 0 where slots and positions must agree.
+
+        A sliding window counts slots of the cache: padding between the prefix and the rest would shorten it.
+        """
+        if len(self.prompts) < 2 or any(self.cache.is_sliding):
+            return 0
+        first, last = min(self.prompts), max(self.prompts)
+        shared = next(
+            (i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last))
+        )
+        shared = min(shared, *(len(prompt) - 1 for prompt in self.prompts))
+        return shared if shared >= SHARED_PREFIX_TOKENS else 0
+
+
+class RoomyLayer(DynamicLayer):
+    """A cache layer that writes into a buffer with spare room: a step copies one token instead of the whole past.
+
+    ``keys`` and ``values`` [B, heads, T, head_dim] are views of the buffer, so all of the base class works on them.
+    """
+
+    def __init__(self, **kwargs: Any):
+        super().__init__(**kwargs)
+        self._buffers: tuple[Tensor, Tensor] | None = None
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Append [B, heads, t, head_dim] states; the whole keys and values are returned."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        past = self.get_seq_length()
+        length = past + key_states.shape[-2]
+        if self._buffers is None or self._buffers[0].shape[-2] < length:
+            self._buffers = (self._roomy(key_states, self.keys, length), self._roomy(value_states, self.values, length))
+        keys, values = self._buffers
+        keys[..., past:length, :] = key_states
+        values[..., past:length, :] = value_states
+        self.keys, self.values = keys[..., :length, :], values[..., :length, :]
+        return self.keys, self.values
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """As the base class; the copies get buffers of their own."""
+        super().batch_repeat_interleave(repeats)
+        self._buffers = None
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """As the base class; the copies get buffers of their own."""
+        super().batch_select_indices(indices)
+        self._buffers = None
+
+    def _roomy(self, like: Tensor, past: Tensor | None, length: int) -> Tensor:
+        rows, heads, _, width = like.shape
+        buffer = like.new_empty(rows, heads, length + SPARE_TOKENS, width)
+        if past is not None and past.numel():
+            buffer[..., : past.shape[-2], :] = past
+        return buffer
+
+
+def _cache(model: PreTrainedModel) -> DynamicCache:
+    """The model's own kind of cache (sliding layers stay what they are), its plain layers made roomy."""
+    cache = DynamicCache(config=model.config)
+    cache.layers = [RoomyLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    return cache
