@@ -1,0 +1,166 @@
+"""The command line: verbs and options as documented, errors in one line, and no heavy import before it is due."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import subprocess
+import sys
+import time
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from weitiao import cli
+from weitiao.errors import RunError
+
+VERBS = {
+    "env": ["--json"],
+    "fetch": ["--json", "--revision", "--to"],
+    "inspect": ["--json"],
+    "tokenizer train": ["--json", "--output", "--kind", "--vocab-size", "--overwrite", "--skip-bad"],
+    "data show": ["--json", "--model", "--rows", "--html", "--skip-bad", "--train-on"],
+    "data stats": ["--json", "--model", "--skip-bad"],
+    "data split": ["--json", "--skip-bad"],
+    "plan": ["--json"],
+    "train": ["--json", "--dry-run", "--resume", "--overwrite", "--skip-bad", "--schema"],
+    "eval": ["--json", "--task", "--data", "--predictions"],
+    "report": ["--json"],
+    "merge": ["--json"],
+    "chat": ["--json", "--tools", "--temperature", "--seed"],
+    "demo": ["--json", "--seed"],
+}
+
+
+def weitiao(*words: object, **options: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "weitiao", *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, **options)  # type: ignore[call-overload]
+
+
+def test_the_verbs_are_these():
+    assert [verb.words for verb in cli.VERBS] == list(VERBS)
+
+
+@pytest.mark.parametrize("verb", cli.VERBS, ids=lambda verb: verb.words)
+def test_every_verb_exists_and_has_its_options(verb: cli.Verb, capsys: pytest.CaptureFixture[str]):
+    module, _, name = verb.target.partition(":")
+    assert inspect.getdoc(getattr(import_module(module), name))
+    assert cli.main([*verb.words.split(), "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert not [option for option in VERBS[verb.words] if option not in shown]
+
+
+def test_help_is_quick_and_imports_nothing_heavy():
+    started = time.perf_counter()
+    shown = weitiao("--help")
+    print(f"weitiao --help: {time.perf_counter() - started:.2f} s")
+    assert shown.returncode == 0 and not shown.stderr
+    assert all(verb in shown.stdout for verb in VERBS)
+    heavy = "torch, transformers, peft, datasets, matplotlib, rich, numpy"
+    code = f"""
+import sys
+from weitiao.cli import main
+assert main(["--help"]) == main(["data"]) == main(["--version"]) == 0
+assert main(["nonsense"]) == 2
+import weitiao
+weitiao.InputError
+print([name for name in "{heavy}".split(", ") if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["trian"], 'error: no such verb: trian; did you mean "train"?'),
+        (["data", "shwo"], 'error: no such verb: shwo; did you mean "show"? (show, stats, split)'),
+        (["train", "--dryrun"], "--dryrun"),
+        (["train"], "error: which recipe?"),
+        (["train", "no.yaml"], "error: no.yaml: no such file"),
+        (["train", "a=b", "--resume", "x"], "error: --resume goes on with the run's own recipe"),
+        (["train", "--resume", "nowhere"], "error: nowhere: holds no run"),
+        (["report", "nowhere"], "error: nowhere: holds no run"),
+        (["eval"], "error: "),
+    ],
+)
+def test_bad_usage_is_one_line_and_exit_2(words: list[str], said: str, capsys: pytest.CaptureFixture[str]):
+    assert cli.main(words) == 2
+    caught = capsys.readouterr()
+    assert not caught.out
+    assert said in caught.err
+    assert all(line.startswith("error: ") for line in caught.err.splitlines())
+
+
+def test_every_problem_of_a_recipe_is_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    recipe = tmp_path / "x.yaml"
+    recipe.write_text("method: {rnak: 4}\ntrian: {}\ndata:\n  validation: 2\n")
+    assert cli.main(["train", str(recipe), "train.epochs=many", "--dry-run"]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 5
+    assert f'error: {recipe}:1: method.rnak: lora has no such option; did you mean "rank"?' in lines[0] + lines[3]
+    assert any(line.startswith("error: command line: train.epochs: expected a number") for line in lines)
+    assert any("trian" in line and 'did you mean "train"?' in line for line in lines)
+    assert any(line == f"error: {recipe}: output: is required" for line in lines)
+
+
+def test_a_traceback_only_with_debug(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    def fail(error: Exception):
+        def dispatch(arguments: list[str]) -> int:
+            raise error
+
+        monkeypatch.setattr(cli, "_dispatch", dispatch)
+
+    fail(RunError("the disk is full"))
+    assert cli.main(["env"]) == 1
+    assert capsys.readouterr().err == "error: the disk is full\n"
+    fail(ZeroDivisionError("division by zero"))
+    assert cli.main(["env"]) == 1
+    assert "error: ZeroDivisionError: division by zero" in capsys.readouterr().err
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["env", "--debug"])
+    fail(KeyboardInterrupt())  # type: ignore[arg-type]
+    assert cli.main(["env"]) == 1
+    assert capsys.readouterr().err == "error: interrupted\n"
+
+
+def test_quiet_on_a_broken_pipe():
+    command = f"{sys.executable} -m weitiao train --schema | head -c 10"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=120)
+    assert done.stdout and not done.stderr
+
+
+def test_dry_run_prints_the_resolved_recipe_and_where_values_come_from(tmp_path: Path):
+    (tmp_path / "rows.jsonl").write_text('{"messages": []}\n')
+    recipe = tmp_path / "x.yaml"
+    recipe.write_text(f"data: {{train: {tmp_path}/rows.jsonl}}\noutput: {tmp_path}/run\n")
+    done = weitiao("train", recipe, "train.learning_rate=1e-4", "method.name=full", "--dry-run")
+    assert done.returncode == 0, done.stderr
+    lines = {line.split(":")[0].strip(): line for line in done.stdout.splitlines()}
+    assert lines["learning_rate"].split() == ["learning_rate:", "0.0001", "#", "command", "line"]
+    assert lines["epochs"].endswith("# default")
+    assert lines["output"].endswith(f"# {recipe}:2")
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_schema_is_json(capsys: pytest.CaptureFixture[str]):
+    assert cli.main(["train", "--schema"]) == 0
+    schema = json.loads(capsys.readouterr().out)
+    assert {"model", "method", "data", "task", "train", "output"} <= set(schema["properties"])
+
+
+def test_words_are_chinese_where_the_locale_is(chinese: None, capsys: pytest.CaptureFixture[str]):
+    assert cli.main(["--help"]) == 0
+    assert "用法" in capsys.readouterr().out
+    assert cli.main(["trian"]) == 2
+    assert "没有这个命令" in capsys.readouterr().err
+
+
+def test_python_names_resolve():
+    import weitiao as package
+
+    assert len(dir(package)) in range(15, 26)
+    assert all(getattr(package, name) is not None for name in dir(package))
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        _ = package.nonsense

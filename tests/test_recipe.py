@@ -1,0 +1,281 @@
+"""The recipe: problems of the whole said at once, and a run from rows to a tuned folder, come what may."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from weitiao import cli
+from weitiao.data.rows import Text
+from weitiao.errors import InputError
+from weitiao.recipe import Recipe, check, load, resumed, run
+from weitiao.runs import Run, is_run
+
+LLAMA = {
+    "model_type": "llama",
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "max_position_embeddings": 128,
+}
+SHIPPED = Path(__file__).parent.parent / "recipes"
+TRAINING_KEYS = ["step", "epoch", "loss", "tokens", "trained_tokens", "seconds", "learning_rate", "grad_norm"]
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Path:
+    """Forty conversations of one turn."""
+    path = tmp_path / "rows.jsonl"
+    turns = ([("user", f"问题{n}"), ("assistant", f"回答{n}，好的")] for n in range(40))
+    lines = ({"messages": [{"role": role, "content": text} for role, text in turn]} for turn in turns)
+    path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def values(tmp_path: Path, rows: Path, tiny_llama: Path) -> dict:
+    """A recipe that runs in a second."""
+    return {
+        "model": {"path": str(tiny_llama), "dtype": "float32"},
+        "data": {"train": str(rows)},
+        "train": {"epochs": 2, "learning_rate": 1e-2, "warmup_steps": 0},
+        "output": str(tmp_path / "run"),
+    }
+
+
+def problems_of(values: dict, **options: object) -> list[str]:
+    with pytest.raises(InputError) as caught:
+        check(Recipe.model_validate(values), **options)  # type: ignore[arg-type]
+    return caught.value.problems
+
+
+# ---- checking
+
+
+def test_every_problem_of_the_whole_is_said_at_once(values: dict):
+    values["data"] = {"train": ["none.jsonl", "generate:what"], "validation": "gone.jsonl", "tools": "tools.json"}
+    values["model"] = {"tokenizer": {"kind": "bpe", "vocab_size": 3, "knid": "x"}, "config": LLAMA}
+    values["train"] = {"best": "slot_f1"}
+    said = problems_of(values, generators=["tiny-zh"])
+    for expected in (
+        "data.train: none.jsonl: no such file",
+        "data.train: generate:what: no such generator (tiny-zh)",
+        "data.validation: gone.jsonl",
+        "data.tools: tools.json",
+        "method.name: lora saves what it adds and not the new model",
+        "model.tokenizer: knid: ",
+        "train.best: nothing measures slot_f1",
+    ):
+        assert [line for line in said if line.startswith(expected)], (expected, said)
+
+
+def test_problems_of_the_whole_name_their_line(tmp_path: Path):
+    recipe = tmp_path / "x.yaml"
+    recipe.write_text("data:\n  train: none.jsonl\noutput: runs/x\n")
+    with pytest.raises(InputError) as caught:
+        check(*load(recipe, ["data.tools=no.json"]))
+    assert caught.value.problems == [
+        f"{recipe}:2: data.train: none.jsonl: no such file or folder",
+        "command line: data.tools: no.json: no such file or folder",
+    ]
+
+
+def test_a_run_never_overwrites_its_own_base(values: dict, tiny_llama: Path):
+    for output in (tiny_llama, tiny_llama.parent):
+        assert "would overwrite the base model" in problems_of(values | {"output": str(output)})[0]
+
+
+def test_stages_need_names_and_are_built_before_the_first_runs(values: dict):
+    values["stages"] = [{"name": "a"}, {"name": "../b"}, {"name": "a"}, {}]
+    assert [line.split(":")[0] for line in problems_of(values)] == ["stages.1.name", "stages.2.name", "stages.3.name"]
+    values["stages"] = [{"name": "a", "train": {"epochs": 0}}, {"name": "b", "method": {"rank": 0}}]
+    said = problems_of(values)
+    assert len(said) == 2 and "epochs" in said[0] and "rank" in said[1]
+
+
+# ---- running
+
+
+def test_a_run_leaves_what_it_promises(values: dict, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    result = run(Recipe.model_validate(values))
+    left = {path.name for path in (tmp_path / "run").iterdir()}
+    assert left == {
+        "recipe.yaml", "env.json", "plan.json", "metrics.jsonl", "checkpoints", "adapter", "report.md", "loss.png"
+    }  # fmt: skip
+    lines = Run.open(tmp_path / "run").metrics()
+    steps = [line for line in lines if "loss" in line]
+    assert all(list(line) == TRAINING_KEYS for line in steps)
+    assert [line["step"] for line in steps] == list(range(1, result.fit.steps + 1))
+    assert steps[-1]["loss"] < steps[0]["loss"]
+    assert [line for line in lines if "validation" in line and "loss" not in line]
+    adapter = tmp_path / "run" / "adapter"
+    assert {"adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "chat_template.jinja"} <= {
+        path.name for path in adapter.iterdir()
+    }
+    plan = json.loads((tmp_path / "run" / "plan.json").read_text())
+    assert {"phases", "peak_phase", "host_peak_bytes", "trainable_parameters", "worst_step", "fits"} <= set(plan)
+    report = (tmp_path / "run" / "report.md").read_text()
+    assert "| peak memory |" in report and "loss.png" in report
+    said = capsys.readouterr().err
+    assert "weitiao chat" in said and "rehearsed" in said and "trained;" in said
+    assert Recipe.model_validate(Run.open(tmp_path / "run").recipe()) == Recipe.model_validate(values)
+    json.dumps(result.to_dict())
+
+
+def test_nothing_is_left_and_nothing_lost_when_the_input_is_bad(values: dict, tmp_path: Path, rows: Path):
+    run(Recipe.model_validate(values))
+    before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    with pytest.raises(InputError, match="holds a run already"):
+        run(Recipe.model_validate(values))
+    rows.write_text('{"messages": [{"role": "user", "content": "x"}]}\n' * 3)
+    with pytest.raises(InputError):
+        run(Recipe.model_validate(values), overwrite=True)
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
+    with pytest.raises(InputError):
+        run(Recipe.model_validate(values | {"output": str(tmp_path / "other")}))
+    assert not (tmp_path / "other").exists()
+
+
+def test_overwrite_starts_anew(values: dict, tmp_path: Path):
+    first = run(Recipe.model_validate(values))
+    values["train"] |= {"epochs": 1}
+    second = run(Recipe.model_validate(values), overwrite=True)
+    assert second.fit.steps * 2 == first.fit.steps
+    assert len([line for line in second.run.metrics() if "loss" in line]) == second.fit.steps
+
+
+def test_a_resumed_run_is_the_run_that_was_never_stopped(values: dict, tmp_path: Path):
+    whole = run(Recipe.model_validate(values)).run
+    values |= {"output": str(tmp_path / "cut")}
+    cut = run(Recipe.model_validate(values)).run
+    for later in sorted(cut.checkpoints.iterdir())[1:]:
+        for file in later.iterdir():
+            file.write_bytes(file.read_bytes()[:10])
+    recipe, tree = load(cut.path / "recipe.yaml")
+    again = run(recipe, tree=tree, resume=True).run
+    weights = [folder / "adapter_model.safetensors" for folder in (whole.adapter, again.adapter)]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+    losses = [[line["loss"] for line in each.metrics() if "loss" in line] for each in (whole, again)]
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+def test_ctrl_c_leaves_a_checkpoint_and_says_how_to_go_on(values: dict, tmp_path: Path):
+    recipe = tmp_path / "recipe.json"
+    values["train"] |= {"epochs": 1000, "save_every": "none", "evaluate_every": "none"}
+    recipe.write_text(json.dumps(values))
+    command = [sys.executable, "-m", "weitiao", "train", str(recipe)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    deadline = time.monotonic() + 60
+    while not (metrics.exists() and metrics.read_text().count("\n") > 3) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 1
+    again = f"weitiao train --resume {tmp_path / 'run'}"
+    assert again in said.splitlines()[-1] and "Traceback" not in said
+    assert len(list((tmp_path / "run" / "checkpoints").iterdir())) == 1
+
+
+def test_a_new_model_with_its_own_tokenizer_then_stages_on_top(values: dict, tmp_path: Path):
+    text = tmp_path / "text.txt"
+    text.write_text("".join(f"今天天气很好，我们去公园，编号{n}。\n" for n in range(40)), encoding="utf-8")
+    values.pop("model")
+    values["stages"] = [
+        {
+            "name": "base",
+            "model": {"config": LLAMA, "tokenizer": {"kind": "bpe", "vocab_size": 300}},
+            "method": {"name": "full"},
+            "task": {"name": "pretrain"},
+            "data": {"train": str(text)},
+        },
+        {"name": "tune", "method": {"rank": 2}},
+        {"name": "more", "data": {"validation": None}},
+    ]
+    result = run(Recipe.model_validate(values))
+    whole = Run.open(tmp_path / "run")
+    assert result.run.path == whole.path / "more"
+    assert whole.final == whole.path / "more" / "adapter"
+    assert (whole.path / "base" / "tokenizer" / "tokenizer.json").is_file()
+    assert Run(whole.path / "tune").recipe()["model"]["path"] == str(whole.path / "base" / "model")
+    assert (whole.path / "tune" / "merged" / "model.safetensors").is_file()
+    assert Run(whole.path / "tune").recipe()["method"]["rank"] == 2
+    assert resumed(whole.path / "tune") == whole.path
+    for folder in (whole.path / "more" / "adapter",):
+        for file in folder.iterdir():
+            file.unlink()
+        folder.rmdir()
+    recipe, tree = load(whole.path / "recipe.yaml")
+    assert run(recipe, tree=tree, resume=True).run.path == whole.path / "more"
+    with pytest.raises(InputError, match="every stage is finished"):
+        run(recipe, tree=tree, resume=True)
+
+
+def test_rows_may_be_generated_and_evaluators_choose_the_best(values: dict):
+    values["data"] = {"train": "generate:numbers"}
+    values["task"] = {"name": "pretrain"}
+    values["train"] |= {"best": "constant"}
+    asked = []
+
+    def numbers(seed: int) -> list[Text]:
+        asked.append(seed)
+        return [Text(f"数字 {number}", id=str(number)) for number in range(20)]
+
+    result = run(
+        Recipe.model_validate(values),
+        generators={"numbers": numbers},
+        evaluators={"mine": lambda model: {"constant": 0.5}},
+    )
+    assert asked == [0]
+    assert result.fit.best_metric == 0.5
+
+
+def test_the_recipes_evaluation_joins_the_report(values: dict, rows: Path, tmp_path: Path):
+    values["evaluate"] = {"task": "perplexity", "data": str(rows)}
+    result = run(Recipe.model_validate(values))
+    assert result.figures["perplexity"]
+    assert "perplexity" in (tmp_path / "run" / "report.md").read_text()
+
+
+# ---- the verbs
+
+
+def test_the_first_run_is_a_file_a_folder_and_one_line(
+    rows: Path, tiny_llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    output = tmp_path / "first"
+    words = [f"model.path={tiny_llama}", f"data.train={rows}", f"output={output}", "train.max_steps=3"]
+    assert cli.main(["plan", *words, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["trainable_parameters"] > 0
+    assert not is_run(output)
+    assert cli.main(["train", *words, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["steps"] == 3 and found["result"] == str(output / "adapter")
+    assert cli.main(["train", *words]) == 2
+    said = capsys.readouterr().err
+    assert f"weitiao train --resume {output}" in said and f"weitiao train {output}/recipe.yaml --overwrite" in said
+    assert cli.main(["report", str(output)]) == 0
+    assert "## Plan and fact" in capsys.readouterr().out
+    assert cli.main(["report", str(output), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["last_step"]["step"] == 3
+    assert cli.main(["train", str(output / "recipe.yaml"), "--overwrite", "--json"]) == 0
+    assert cli.main(["train", "--resume", str(output), "--json"]) == 0
+
+
+@pytest.mark.parametrize("recipe", sorted(SHIPPED.glob("*.yaml")), ids=lambda path: path.name)
+def test_every_shipped_recipe_loads_and_dry_runs(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    for name in ("hotel_dialogues.train.jsonl", "hotel_dialogues.validation.jsonl", "hotel_db.json"):
+        (tmp_path / name).touch()
+    assert "hardware:" in recipe.read_text(encoding="utf-8").lower(), "what it needs stands at its head"
+    words = [f"data.folder={tmp_path}"] if "folder: null" in recipe.read_text(encoding="utf-8") else []
+    assert cli.main(["train", str(recipe), *words, "--dry-run"]) == 0, capsys.readouterr().err
+    assert capsys.readouterr().out.startswith("model:")

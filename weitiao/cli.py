@@ -1,0 +1,164 @@
+"""The command line: one table of verbs; parse, call, turn an error into one line.
+
+    weitiao train recipes/hotel-lora.yaml train.epochs=1
+
+Each verb is a function of its own room, imported when it is called, so ``weitiao --help`` loads no heavy library. Data
+goes to stdout, words to stderr; exit 0 done, 1 the work failed, 2 bad usage or bad input. ``--debug`` shows tracebacks.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from typing import Any, NamedTuple
+
+from weitiao.errors import InputError, WeitiaoError, t
+
+
+class Verb(NamedTuple):
+    """One row of the table: the words that call it, where its function lives, one line of help."""
+
+    words: str
+    target: str
+    help: str
+
+
+VERBS = (
+    Verb("env", "weitiao.machine:env_verb", "what this machine can do, and what to do about what it cannot"),
+    Verb("fetch", "weitiao.weights.fetch:verb", "get a model's files, verified"),
+    Verb("inspect", "weitiao.weights.inspect:verb", "the tensors of a model folder, without loading it"),
+    Verb("tokenizer train", "weitiao.data.tokenizer:train_verb", "train a tokenizer on text"),
+    Verb("data show", "weitiao.data.show:verb", "rows in colour: which tokens are trained"),
+    Verb("data stats", "weitiao.data.stats:verb", "lengths, outliers, duplicates, what max_length would cut"),
+    Verb("data split", "weitiao.data.split:verb", "rows into train, validation and test, by dialogue"),
+    Verb("plan", "weitiao.recipe:plan_verb", "memory, disk and time of a recipe, before anything is loaded"),
+    Verb("train", "weitiao.recipe:train_verb", "run a recipe: plan, tune, choose the best checkpoint, report"),
+    Verb("eval", "weitiao.evaluate.verb:verb", "measure a run or a model"),
+    Verb("report", "weitiao.plan.fact:verb", "the report of a run"),
+    Verb("merge", "weitiao.export.merge:verb", "an adapter into its base: a plain model folder"),
+    Verb("chat", "weitiao.generate.chat:verb", "talk to a run or a model"),
+    Verb("demo", "weitiao.demo.main:verb", "the hotel assistant, from nothing to measured, offline"),
+)
+
+
+class Extras(NamedTuple):
+    """What rooms to the left are given by name and may not import: generators of training rows, and tools to call."""
+
+    generators: dict[str, Callable[[int], Any]]
+    tools: dict[str, Callable[..., Any]]
+
+
+def _later(target: str) -> Callable[..., Any]:
+    """The function ``module:name``, imported when it is first called."""
+    module, _, name = target.partition(":")
+    return lambda *args, **options: getattr(import_module(module), name)(*args, **options)
+
+
+def extras() -> Extras:
+    """The demo's corpus and tools, under the names that recipes and ``--tools`` use."""
+    return Extras(
+        generators={"tiny-zh": _later("weitiao.demo.corpus:rows")},
+        tools={"hotel": _later("weitiao.demo.tools:toolset")},
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line and return its exit code; ``argv`` is without the program's name."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    if not debug:
+        warnings.simplefilter("ignore")  # libraries' notes to their own callers
+    try:
+        code = _dispatch(arguments)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        # The reader has gone (`weitiao env | head -1`): nothing more to say, nor at the interpreter's own last flush.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        return _fail(t("interrupted"), 1)
+    except WeitiaoError as error:
+        if debug:
+            raise
+        return _fail(str(error), error.exit_code)
+    except Exception as error:
+        if debug:
+            raise
+        message = "{kind}: {problem} (not foreseen: --debug shows where it arose)"
+        return _fail(t(message, kind=type(error).__name__, problem=error), 1)
+
+
+def _fail(problems: str, code: int) -> int:
+    """``error: …`` on stderr, a line for each problem."""
+    for line in problems.splitlines():
+        print(f"error: {line}", file=sys.stderr)
+    return code
+
+
+def _dispatch(arguments: list[str]) -> int:
+    """Find the verb that the first words name and call it with the rest."""
+    if not arguments or arguments[0] in ("--help", "-h", "help"):
+        print(usage(""))
+        return 0
+    if arguments[0] in ("--version", "-V"):
+        from weitiao import __version__
+
+        print(__version__)
+        return 0
+    for verb in VERBS:
+        words = verb.words.split()
+        if arguments[: len(words)] == words:
+            return _call(verb, arguments[len(words) :])
+    group = arguments[0]
+    if any(verb.words.startswith(group + " ") for verb in VERBS):
+        if len(arguments) == 1 or arguments[1] in ("--help", "-h"):
+            print(usage(group))
+            return 0
+        raise _no_such_verb(arguments[1], group + " ")
+    raise _no_such_verb(group, "")
+
+
+def usage(group: str) -> str:
+    """The table of verbs, or of those in one group (``data show``, ``data stats``)."""
+    rows = [verb for verb in VERBS if verb.words.startswith(f"{group} ") or not group]
+    width = max(len(verb.words) for verb in rows)
+    lines = [t("usage: weitiao VERB [arguments]   (weitiao VERB --help tells each verb's options)"), ""]
+    lines += [f"  {verb.words:<{width}}  {t(verb.help)}" for verb in rows]
+    lines += ["", t("every verb takes --debug (tracebacks); --version prints the version")]
+    return "\n".join(lines)
+
+
+def _no_such_verb(word: str, group: str) -> InputError:
+    from weitiao.config import nearest
+
+    names = list(dict.fromkeys(v.words.removeprefix(group).split()[0] for v in VERBS if v.words.startswith(group)))
+    listed = ", ".join(names)
+    if near := nearest(word, names):
+        return InputError(
+            t('no such verb: {verb}; did you mean "{near}"? ({names})', verb=word, near=near, names=listed)
+        )
+    return InputError(t("no such verb: {verb} ({names})", verb=word, names=listed))
+
+
+def _call(verb: Verb, arguments: list[str]) -> int:
+    """Parse ``arguments`` by the type hints of the verb's function and call it."""
+    import typer
+    from typer.exceptions import Exit, TyperException
+    from typer.main import get_command
+
+    module, _, name = verb.target.partition(":")
+    app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+    app.command(help=t(verb.help))(getattr(import_module(module), name))
+    try:
+        code = get_command(app).main(arguments, f"weitiao {verb.words}", standalone_mode=False, obj=extras())
+    except Exit as done:
+        code = done.exit_code
+    except TyperException as error:
+        help_line = t("weitiao {verb} --help tells its options", verb=verb.words)
+        raise InputError(f"{error.format_message()} ({help_line})") from None
+    return code if isinstance(code, int) else 0

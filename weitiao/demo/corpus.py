@@ -1,0 +1,306 @@
+"""What the embedded base ``weitiao-tiny-zh`` reads: text that is written here, from a seed, and nothing else.
+
+    for row in rows(seed=0): print(row.text)
+
+Hotel talk with its meaning noted beside it, records and questions about them, conversations with made-up tools, copying
+and arithmetic drills, simple sentences. It never names ``search_hotels``, holds only hotels of the train part and only
+pieces of speech from the ``seen`` pool, so that validation and test stay unseen.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields as dataclass_fields
+from functools import cache
+from typing import Any
+
+from weitiao.data.rows import Text
+from weitiao.demo import dialogues
+from weitiao.demo.database import Hotel, invent
+from weitiao.demo.dialogues import Guest, phrases, reply
+
+COUNT = 45_000
+
+_KEYS = {  # search argument -> names other people's functions and notes use for it
+    "name": ("名称", "酒店名", "hotel", "title", "hotel_name", "名字"),
+    "type": ("类型", "档次", "kind", "class", "category", "level"),
+    "facilities": ("设施", "服务", "services", "features", "amenities", "设施要求"),
+    "price_range_lower": ("最低价", "价格下限", "min_price", "cost_from", "price_min", "price_lower"),
+    "price_range_upper": ("最高价", "价格上限", "max_price", "cost_to", "price_max", "price_upper"),
+    "rating_range_lower": ("最低分", "评分下限", "min_score", "score_from", "rating_min", "rating_lower"),
+    "rating_range_upper": ("最高分", "评分上限", "max_score", "score_to", "rating_max", "rating_upper"),
+}
+_FUNCTIONS = "find_hotel query_rooms lookup get_hotels hotel_search find_rooms 查酒店 list_stays query".split()
+_FIELDS = tuple(field.name for field in dataclass_fields(Hotel))
+_END = "<|im_end|>\n"
+_SYSTEMS = "你是助手。 你帮客人订房。 你是客服。 你负责查询。 你是前台。 请回答客人。 你是一个有用的助手。".split()
+
+
+def rows(seed: int = 0, count: int = COUNT) -> Iterator[Text]:
+    """``count`` texts drawn from ``seed``."""
+    makers = [maker for maker, weight in _MIX.items() for _ in range(weight)]
+    for number in range(count):
+        random_ = random.Random(f"corpus {seed} {number}")
+        yield Text(random_.choice(makers)(random_), id=f"corpus-{number}")
+
+
+def _hotel(random_: random.Random) -> Hotel:
+    return invent(random_, tuple(phrases()["facilities"]), "train")
+
+
+def _talk(random_: random.Random, turns: int) -> Iterator[tuple[dialogues.Request, Hotel]]:
+    """A guest's requests one after another, each with a hotel it could be about."""
+    guest = Guest(random_, "seen")
+    hotels = [_hotel(random_) for _ in range(4)]
+    request = dialogues.opening(guest, hotels)
+    yield request, random_.choice(hotels)
+    for _ in range(turns - 1):
+        request = dialogues.following(guest, hotels, request.state, hotels[:3])
+        yield request, random_.choice(hotels)
+
+
+def _notes(random_: random.Random) -> str:
+    """What guests say, with its meaning noted after each turn, in one of several notations."""
+    keys = {name: random_.choice(names[:2]) for name, names in _KEYS.items()}
+    style = random_.randrange(3)
+    lines = []
+    for request, _ in _talk(random_, random_.randint(1, 4)):
+        noted = {keys[name]: value for name, value in request.state.items()}
+        if style == 0:
+            note = json.dumps(noted, ensure_ascii=False)
+        else:
+            between, equals = ("；", "=") if style == 1 else ("，", "是")
+            note = between.join(key + equals + _plain(value) for key, value in noted.items())
+        lines.append(f"客人：{request.said}\n要求：{note}")
+    return "\n".join(lines)
+
+
+def _tool_talk(random_: random.Random) -> str:
+    """A conversation in the chat format with a hotel function nobody else has: its names come from the system turn."""
+    function, order = random_.choice(_FUNCTIONS), list(_KEYS)
+    keys = {name: random_.choice(names) for name, names in _KEYS.items()}
+    text = _turn("system", f"{random_.choice(_SYSTEMS)}\n工具：{function}({', '.join(keys[name] for name in order)})")
+    box, total = random_.choice((("items", "total"), ("list", "n"), ("results", "found"), ("hotels", "number")))
+    for request, hotel in _talk(random_, random_.randint(1, 3)):
+        text += _turn("user", request.said)
+        text += _turn("assistant", _call(function, {keys[name]: value for name, value in request.state.items()}))
+        found, fields = [hotel, _hotel(random_)][: random_.choice((0, 1, 1, 2))], _some_fields(random_)
+        shown = [_shown(one, fields) for one in found]
+        text += _turn("tool", json.dumps({total: len(found), box: shown}, ensure_ascii=False))
+        text += _turn("assistant", _other_style(random_, shown))
+        if found and random_.random() < 0.6:
+            text += _asked(random_, found, fields)
+    return text.removesuffix(_END)  # the tokenizer's end of text is the same token
+
+
+def _some_fields(random_: random.Random) -> list[str]:
+    """The name and one to four other fields, in the record's order: whole records would be mostly digits to copy."""
+    chosen = {"name", *random_.sample(_FIELDS[1:], random_.choice((1, 2, 2, 3, 4, 7)))}
+    return [field for field in _FIELDS if field in chosen]
+
+
+def _shown(hotel: Hotel, fields: Sequence[str]) -> dict[str, Any]:
+    return {field: getattr(hotel, field) for field in fields}
+
+
+def _other_style(random_: random.Random, shown: list[dict[str, Any]]) -> str:
+    if not shown:
+        return random_.choice(("没有找到。", "没有这样的酒店。", "查不到，换个要求吧。"))
+    field = random_.choice(list(shown[0]))
+    return "；".join(one["name"] if field == "name" else f"{one['name']}，{_plain(one[field])}" for one in shown) + "。"
+
+
+def _plain(value: Any) -> str:
+    return "、".join(value) if isinstance(value, (list, tuple)) else f"{value}"
+
+
+def _asked(random_: random.Random, found: Sequence[Hotel], fields: Sequence[str]) -> str:
+    guest, index = Guest(random_, "seen"), random_.randrange(len(found))
+    hotel, about = found[index], random_.choice([field for field in fields if field in phrases()["ask"]] or ["price"])
+    which = "only" if len(found) == 1 else ("first", "second")[index]
+    ref = guest.pick("refs", which) if random_.random() < 0.6 else random_.choice((hotel.name, hotel.short))
+    said = "没有写。" if about not in fields else _answer(random_, hotel, about)
+    return _turn("user", guest.pick("ask", about).format(ref=ref)) + _turn("assistant", said)
+
+
+def _answer(random_: random.Random, hotel: Hotel, about: str) -> str:
+    return _plain(getattr(hotel, about)) if random_.random() < 0.7 else reply(hotel, about)
+
+
+def _records(random_: random.Random) -> str:
+    """Database records, as JSON or prose, and questions about them."""
+    guest, fields = Guest(random_, "seen"), _some_fields(random_)
+    hotels = [_hotel(random_) for _ in range(random_.randint(1, 3))]
+    if random_.random() < 0.5:
+        lines = [json.dumps(_shown(hotel, fields), ensure_ascii=False) for hotel in hotels]
+    else:
+        words = {
+            "type": "是",
+            "facilities": "有",
+            "price": "每晚",
+            "rating": "评分",
+            "address": "在",
+            "phone": "电话",
+            "metro": "靠近",
+        }
+        lines = [
+            hotel.name + "，".join(words[f] + _plain(getattr(hotel, f)) for f in fields[1:]) + "。" for hotel in hotels
+        ]
+    for hotel in random_.sample(hotels, len(hotels)):
+        about = random_.choice([field for field in fields if field in phrases()["ask"]] or ["type"])
+        if about != "type":
+            question = guest.pick("ask", about).format(ref=random_.choice((hotel.name, hotel.short)))
+            lines.append(f"问：{question}\n答：{_answer(random_, hotel, about)}")
+    return "\n".join(lines)
+
+
+def _tools(random_: random.Random) -> str:
+    """Other functions than hotels': weather, sums, tables, tickets."""
+    city, day = random_.choice(_CITIES), random_.choice(("今天", "明天", "后天", "周末"))
+    a, b = random_.randint(1, 999), random_.randint(1, 999)
+    people, hour = random_.randint(1, 9), random_.randint(6, 22)
+    asked, function, arguments, result, said = random_.choice(
+        (
+            (
+                f"{day}{city}天气怎么样？",
+                "get_weather(city, day)",
+                {"city": city, "day": day},
+                {"weather": "晴", "high": b % 35},
+                f"{city}{day}晴，最高{b % 35}度。",
+            ),
+            (f"算一下{a}加{b}。", "add(x, y)", {"x": a, "y": b}, {"value": a + b}, f"等于{a + b}。"),
+            (
+                f"订{day}{hour}点{people}个人的桌子。",
+                "book_table(day, hour, people)",
+                {"day": day, "hour": hour, "people": people},
+                {"ok": True},
+                "订好了。",
+            ),
+            (
+                f"买{day}去{city}的票，{people}张。",
+                "buy_ticket(to, day, count)",
+                {"to": city, "day": day, "count": people},
+                {"ok": False},
+                "没有票了。",
+            ),
+        )
+    )
+    text = _turn("system", f"{random_.choice(_SYSTEMS)}\n工具：{function}") + _turn("user", asked)
+    text += _turn("assistant", _call(function.split("(")[0], arguments))
+    text += _turn("tool", json.dumps(result, ensure_ascii=False)) + _turn("assistant", said)
+    return text.removesuffix(_END)
+
+
+def _turn(role: str, content: str) -> str:
+    return f"<|im_start|>{role}\n{content}{_END}"
+
+
+def _call(name: str, arguments: dict[str, Any]) -> str:
+    return f"<tool_call>{json.dumps({'name': name, 'arguments': arguments}, ensure_ascii=False)}</tool_call>"
+
+
+def _copying(random_: random.Random) -> str:
+    """Copy a string of any characters, pick the part after a mark, or read a value out of JSON."""
+    words = ["".join(random_.choices(_characters(), k=random_.randint(2, 8))) for _ in range(random_.randint(1, 4))]
+    style = random_.randrange(4)
+    if style == 0:
+        return "\n".join(f"抄写：{word}\n{word}" for word in words)
+    if style == 1:
+        text = "，".join(words)
+        return f"{text}\n{text}"
+    names = random_.sample("甲乙丙丁戊己", len(words))
+    table = dict(zip(names, words, strict=True))
+    asked = random_.choice(names)
+    shown = (
+        json.dumps(table, ensure_ascii=False)
+        if style == 2
+        else "；".join(f"{name}是{word}" for name, word in table.items())
+    )
+    return f"{shown}\n{asked}是什么？{table[asked]}"
+
+
+def _arithmetic(random_: random.Random) -> str:
+    """Sums and differences, near a price as well, and numbers in Chinese."""
+    lines = []
+    for _ in range(random_.randint(2, 6)):
+        a, b = random_.randint(0, 2000), random_.choice((random_.randint(0, 999), 100, 50))
+        style = random_.randrange(4)
+        if style == 0:
+            lines.append(f"{a}+{b}={a + b}")
+        elif style == 1:
+            lines.append(f"{a + b}-{b}={a}")
+        elif style == 2:
+            middle = random_.randint(4, 40) * 50
+            lines.append(f"{middle}左右：{middle - dialogues.AROUND}到{middle + dialogues.AROUND}")
+        else:
+            hundred = random_.randint(1, 10)
+            lines.append(f"{'一千' if hundred == 10 else '一两三四五六七八九'[hundred - 1] + '百'}={hundred * 100}")
+    return "\n".join(lines)
+
+
+_CITIES = ("北京", "上海", "广州", "成都", "杭州", "西安", "武汉", "南京", "厦门", "昆明")
+_WHO = (
+    ("小明", "Tom"),
+    ("老师", "The teacher"),
+    ("妈妈", "Mother"),
+    ("我朋友", "My friend"),
+    ("医生", "The doctor"),
+    ("司机", "The driver"),
+)
+_DOES = (
+    ("喜欢喝茶", "likes tea"),
+    ("在看书", "is reading a book"),
+    ("每天跑步", "runs every day"),
+    ("去过那座城市", "has been to that city"),
+    ("想买一张票", "wants to buy a ticket"),
+    ("住在河边", "lives by the river"),
+    ("会做饭", "can cook"),
+    ("昨天很忙", "was busy yesterday"),
+)
+_THINGS = "红色的苹果 旧椅子 新鲜的鱼 窗边的花 桌上的信 远处的山 门口的猫 安静的房间 长长的路 热闹的市场".split()
+_LOOKS = "很好看 不太贵 让人高兴 已经没有了 还在那里 是昨天的 比以前大 值得一看 谁都知道 有点旧".split()
+
+
+def _sentences(random_: random.Random) -> str:
+    """Simple sentences in Chinese and English, some of them translated."""
+    lines = []
+    for _ in range(random_.randint(2, 5)):
+        (who, who_en), (does, does_en) = random_.choice(_WHO), random_.choice(_DOES)
+        thing, looks, city = random_.choice(_THINGS), random_.choice(_LOOKS), random_.choice(_CITIES)
+        lines.append(
+            random_.choice(
+                (
+                    f"{who}{does}。",
+                    f"{who_en} {does_en}.",
+                    f"{who}{does}。{who_en} {does_en}.",
+                    f"{thing}{looks}。",
+                    f"{who}说{thing}{looks}。",
+                    f"我们从{city}出发，{who}{does}。",
+                )
+            )
+        )
+    return "\n".join(lines)
+
+
+@cache
+def _characters() -> str:
+    """The 3,755 most common Chinese characters (GB/T 2312, level 1), and figures and letters."""
+    level_one = bytes(byte for high in range(0xB0, 0xD8) for low in range(0xA1, 0xFF) for byte in (high, low))
+    return (
+        level_one.decode("gb2312", errors="ignore")
+        + "0123456789" * 20
+        + "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ" * 3
+    )
+
+
+_MIX: dict[Callable[[random.Random], str], int] = {
+    _notes: 5,
+    _tool_talk: 9,
+    _records: 3,
+    _tools: 1,
+    _copying: 2,
+    _arithmetic: 1,
+    _sentences: 1,
+}

@@ -1,0 +1,130 @@
+"""What autograd keeps of a forward pass, from the shape alone.
+
+    found = tape(shape, method, "float32")
+    found.kept_bytes(tokens=8 * 512, trained=700, recompute=False)
+
+Counted by role, per token of a micro-batch and block (h hidden, q = heads x head size, k the same for the key heads,
+i intermediate): inputs of the norms, of the attention product (no T x T matrix: the fused kernels keep none), of the
+activation function and of every matrix product whose weight, or whose adapter, trains. A block below the first one
+that trains keeps nothing. Recomputation keeps each block's input and one whole block at a time.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from dataclasses import dataclass
+
+from weitiao.methods.base import Method
+from weitiao.methods.freeze import Freeze
+from weitiao.methods.lora import LoRA
+from weitiao.models import modules
+from weitiao.models.shape import Shape
+from weitiao.train.logps import CHUNK_ELEMENTS
+
+FLOAT_BYTES = 4
+CHUNK_ROWS = 16
+HEAP_SHARE, ADAPTER_HEAP_SHARE = 0.4, 1.0
+NORM = re.compile(r"(norm\w*|ln_\d)\.weight$")
+COMPOSED = {"gpt2": 4}  # activation functions written as several products, each keeping what it multiplies
+
+
+@dataclass(frozen=True)
+class Tape:
+    """Bytes that a forward pass keeps for the backward pass, per token (``_row_``: per trained token) or at once."""
+
+    item_bytes: int  # one number in the compute dtype
+    block_bytes: float  # one block, per token
+    blocks: int  # how many blocks keep anything
+    hidden_bytes: int  # one hidden state, per token
+    work_bytes: float  # gradients in flight while one block is worked on, per token
+    heap_share: float  # what glibc's heap holds and cannot reuse, as a share of what is kept
+    weight_copies: int  # trained weights cast to the compute dtype, held until the backward pass
+    head_row_bytes: int
+    head_work_bytes: int  # a piece of logits and, where the head trains, its gradient
+
+    def kept_bytes(self, tokens: int, trained: int, recompute: bool) -> int:
+        """The peak over the weights and the optimiser of one micro-batch of ``tokens`` padded tokens, ``trained`` of
+        them predicted."""
+        blocks = self.blocks * self.hidden_bytes + self.block_bytes if recompute else self.blocks * self.block_bytes
+        per_token = blocks + self.work_bytes + 2 * self.hidden_bytes
+        live = tokens * per_token + trained * self.head_row_bytes + self.head_work_bytes + self.weight_copies
+        return int(live * (1.0 + self.heap_share))
+
+    def forward_bytes(self, tokens: int) -> int:
+        """The peak of the same pass when nothing is kept."""
+        return int(tokens * (self.work_bytes + 2 * self.hidden_bytes) + self.head_work_bytes)
+
+
+def tape(shape: Shape, method: Method, dtype: str) -> Tape:
+    """What a step of ``method`` keeps of a model of this shape computed in ``dtype``."""
+    item = 4 if dtype == "float32" else 2
+    names = trained_names(shape, method)
+    head = {name for name, size in shape.tensors.items() if size == (shape.vocab, shape.hidden)}
+    trained_head = shape.vocab * shape.hidden if head & names else 0
+    matrices = sum(linear.inputs * linear.outputs for linear in shape.linears if f"{linear.name}.weight" in names)
+    return Tape(
+        item_bytes=item,
+        block_bytes=block_bytes(shape, method, item),
+        blocks=kept_blocks(shape, method),
+        hidden_bytes=shape.hidden * item,
+        work_bytes=item * (3 * shape.intermediate + 2 * shape.hidden),
+        heap_share=heap_share(method),
+        weight_copies=0 if item == FLOAT_BYTES else item * matrices,
+        head_row_bytes=2 * shape.hidden * item + 2 * FLOAT_BYTES,
+        head_work_bytes=2 * FLOAT_BYTES * (max(CHUNK_ELEMENTS, CHUNK_ROWS * shape.vocab) + trained_head),
+    )
+
+
+def heap_share(method: Method) -> float:
+    """Holes that glibc's heap is left with between the tensors that stay, as a share of these; measured. An adapter's
+    many short-lived tensors leave the most. Other systems' allocators return freed tensors at once."""
+    if sys.platform != "linux":
+        return 0.0
+    return ADAPTER_HEAP_SHARE if method.saves == "adapter" else HEAP_SHARE
+
+
+def trained_names(shape: Shape, method: Method) -> set[str]:
+    """The base's own parameters that train; an adapter trains none of them."""
+    if isinstance(method, Freeze):
+        return method.chosen(shape)
+    return set() if method.saves == "adapter" else set(shape.tensors)
+
+
+def kept_blocks(shape: Shape, method: Method) -> int:
+    """Blocks from the first one with something to train to the last: what lies below needs no backward pass."""
+    names = trained_names(shape, method)
+    for number, block in enumerate(shape.blocks):
+        if not names or any(name.startswith(block + ".") for name in names):
+            return shape.layers - number
+    return 0
+
+
+def block_bytes(shape: Shape, method: Method, item: int) -> float:
+    """What one block keeps per token; ``item`` is the size of a number in the compute dtype."""
+    block = shape.blocks[-1] + "."
+    sizes = {name.removeprefix(block): size for name, size in shape.tensors.items() if name.startswith(block)}
+    q, kv, h, i = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim, shape.hidden, shape.intermediate
+    norms = {name: size for name, size in sizes.items() if NORM.search(name)}
+    normed = h * sum(size == (h,) for size in norms.values())
+    if any(size != (h,) for size in norms.values()):  # queries and keys are normed as well
+        normed += q + kv
+    rms = not any(name.replace(".weight", ".bias") in sizes for name in norms)
+    gated = any("gate" in name for name in sizes)
+
+    kept = normed * (FLOAT_BYTES if rms else item)  # RMSNorm computes in float32 and keeps that
+    if rms and trained_names(shape, method):
+        kept += normed * item  # what the gain multiplied
+    kept += item * (
+        2 * q + 2 * kv
+    )  # queries, keys, values, and their product, which is the next matrix product's input
+    kept += item * i * (3 if gated else COMPOSED.get(shape.model_type, 1))
+    linears = [linear for linear in shape.linears if linear.name.startswith(block)]
+    if isinstance(method, LoRA):
+        names = [linear.name for linear in shape.linears]
+        targets = set(modules.pick(names, method.target_modules, "method.target_modules"))
+        linears = [linear for linear in linears if linear.name in targets]
+        kept += item * method.rank * len(linears)
+    inputs = {(linear.name.rpartition(".")[0], linear.inputs) for linear in linears}
+    kept += item * sum(size for _, size in inputs if size != q or q == h)
+    return kept + FLOAT_BYTES * (shape.heads + 2 * len(norms))  # log-sum-exp of the attention, scales of the norms

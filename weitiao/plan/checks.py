@@ -1,0 +1,98 @@
+"""What is wrong with a recipe as a whole: files that are not there, options of different sections that contradict.
+
+for key, what in (*absent(recipe, generators), *contradictions(recipe, measured=False)):
+    print(f"{key}: {what}")
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Protocol
+
+from weitiao import config
+from weitiao.data import crosswoz
+from weitiao.data.sources import GENERATE, DataOptions
+from weitiao.data.tokenizer import TokenizerOptions
+from weitiao.errors import InputError, t
+from weitiao.evaluate.tasks import EvaluateOptions
+from weitiao.methods.base import Method
+from weitiao.models.load import ModelOptions
+from weitiao.train.options import TrainOptions
+from weitiao.train.tasks import TaskOptions
+
+
+class Sections(Protocol):
+    """The sections of a recipe, as the rooms to the left of it see them."""
+
+    @property
+    def model(self) -> ModelOptions: ...
+    @property
+    def method(self) -> Method: ...
+    @property
+    def data(self) -> DataOptions: ...
+    @property
+    def task(self) -> TaskOptions: ...
+    @property
+    def train(self) -> TrainOptions: ...
+    @property
+    def evaluate(self) -> EvaluateOptions | None: ...
+    @property
+    def output(self) -> str: ...
+
+
+def absent(recipe: Sections, generators: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Files and folders that the recipe names and that are not there."""
+    data, known = recipe.data, list(generators)
+    names = [data.train] if isinstance(data.train, str) else data.train or []
+    if data.format == "crosswoz":
+        if problem := crosswoz.missing(data.folder, "train"):
+            yield "data.folder", problem
+    elif not names:
+        yield "data.train", t("is required: a file of rows, or a list of them")
+    for name in names:
+        if not name.startswith(GENERATE):
+            yield from _exists("data.train", name)
+        elif known and name.removeprefix(GENERATE) not in known:
+            yield "data.train", t("{name}: no such generator ({names})", name=name, names=", ".join(known))
+    model = recipe.model
+    others = {
+        "data.validation": data.validation,
+        "data.test": data.test,
+        "data.tools": data.tools,
+        "model.config": model.config,
+        "model.tokenizer": model.tokenizer,
+    }
+    if recipe.evaluate:
+        others |= {"evaluate.data": measured_on(recipe), "evaluate.shot_data": recipe.evaluate.shot_data}
+        if not measured_on(recipe) and data.format != "crosswoz":
+            yield "evaluate.data", t("is required: the file to measure on")
+    for key, name in others.items():
+        yield from _exists(key, name)
+
+
+def measured_on(recipe: Sections) -> str | None:
+    """The file or folder that the result is measured on: the evaluation's own, or the folder of the data."""
+    return (recipe.evaluate.data if recipe.evaluate else "") or recipe.data.folder
+
+
+def _exists(key: str, name: object) -> Iterator[tuple[str, str]]:
+    if isinstance(name, str) and not Path(name).expanduser().exists():
+        yield key, t("{path}: no such file or folder", path=name)
+
+
+def contradictions(recipe: Sections, measured: bool) -> Iterator[tuple[str, str]]:
+    """Options of different sections that cannot go together."""
+    new, trained = recipe.model.config is not None, isinstance(recipe.model.tokenizer, dict)
+    if new and recipe.method.saves == "adapter":
+        message = "{method} saves what it adds and not the new model (model.config) below it; take method.name=full"
+        yield "method.name", t(message, method=recipe.method.model_dump()["name"])
+    if trained and not new:
+        yield "model.tokenizer", t("a new tokenizer fits no existing model; give model.config for a new one")
+    if isinstance(recipe.model.tokenizer, dict):
+        try:
+            config.build(TokenizerOptions, recipe.model.tokenizer)
+        except InputError as error:
+            yield from (("model.tokenizer", problem) for problem in error.problems)
+    if recipe.train.best not in (None, "loss") and not measured:
+        yield "train.best", t("nothing measures {name}; take loss or null", name=recipe.train.best)

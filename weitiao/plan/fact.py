@@ -1,0 +1,118 @@
+"""Plan against fact: the report of a finished run.
+
+report(recipe, run, ready, done, figures={})        # report.md and loss.png
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from weitiao.errors import InputError, t
+from weitiao.evaluate.compare import listing, markdown, shown
+from weitiao.evaluate.plot import curves
+from weitiao.plan.checks import Sections
+from weitiao.plan.prepare import Prepared
+from weitiao.plan.report import duration, size
+from weitiao.runs import Run, command
+from weitiao.train.loop import Fit
+
+SHOWN_VALIDATIONS = 50
+
+
+def peak_bytes() -> int | None:
+    """The highest resident size of this process so far; None where the system does not tell (Windows)."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def disk_bytes(run: Run) -> int:
+    """What the run folder holds."""
+    return sum(path.stat().st_size for path in run.path.rglob("*") if path.is_file())
+
+
+def report(recipe: Sections, run: Run, ready: Prepared, done: Fit, figures: Mapping[str, Any]) -> Path:
+    """Write ``loss.png`` and ``report.md``: what was run, plan against fact, the curves, the measures, and the commands
+    that go on from here."""
+    plan, metrics, peak = ready.plan, run.metrics(), peak_bytes()
+    curves(metrics, run.path / "loss.png")
+    planned, took = plan.total_seconds, sum(record.get("seconds", 0.0) for record in metrics)
+    compared = [
+        [t("peak memory"), size(plan.host_peak_bytes), "–" if peak is None else size(peak)],
+        [t("time"), "–" if planned is None else duration(planned), duration(took)],
+        [t("disk"), size(plan.disk_bytes), size(disk_bytes(run))],
+    ]
+    parts = [
+        f"# {run.path.absolute().name}\n",
+        markdown(["", ""], _facts(recipe, ready, done)),
+        f"## {t('Plan and fact')}\n",
+        markdown(["", t("planned"), t("measured")], compared),
+        f"## {t('Loss')}\n\n![loss](loss.png)\n",
+        _validations(metrics),
+    ]
+    if figures:
+        parts += [f"## {t('Measures')}\n", listing(figures)]
+    chat = command("weitiao", "chat", run.path)
+    measure = command("weitiao", "eval", run.path, "--task", "perplexity", "--data", "FILE")
+    parts.append(f"## {t('Next')}\n\n```sh\n{chat}\n{measure}\n```\n")
+    return run.write("report.md", "\n".join(part for part in parts if part))
+
+
+def _facts(recipe: Sections, ready: Prepared, done: Fit) -> list[list[str]]:
+    """What was tuned, how, on how much, and which step was the best."""
+    method = ", ".join(f"{name} {value}" for name, value in recipe.method.model_dump().items())
+    best = "–" if done.best_step is None else f"{done.best_step} ({recipe.train.best} {done.best_metric:.4f})"
+    return [
+        [t("base model"), ready.model.path if recipe.model.config is None else t("new, with random weights")],
+        [t("method"), method],
+        [t("trained parameters"), f"{ready.plan.trainable_parameters:,} / {ready.plan.parameters:,}"],
+        [t("training examples"), str(len(ready.train))],
+        [t("steps"), str(done.steps)],
+        [t("best step"), best],
+    ]
+
+
+def _validations(metrics: Sequence[Mapping[str, Any]]) -> str:
+    """A table of the last validations, a column for each measure."""
+    records = [record for record in metrics if record.get("validation")][-SHOWN_VALIDATIONS:]
+    if not records:
+        return ""
+    names = list(records[-1]["validation"])
+    rows = []
+    for record in records:
+        values = [_value(name, record["validation"].get(name)) for name in names]
+        rows.append([str(record["step"]), f"{record['epoch']:.2f}", *values])
+    return markdown([t("step"), t("epoch"), *names], rows)
+
+
+def _value(name: str, value: Any) -> str:
+    return f"{value:.4f}" if name == "loss" and isinstance(value, float) else shown(name, value)
+
+
+def verb(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="a run folder")],
+    as_json: Annotated[bool, typer.Option("--json", help="one JSON object on stdout")] = False,
+) -> None:
+    """The report of a run."""
+    run = Run.open(folder)
+    run = run.stages[-1] if run.stages else run
+    if as_json:
+        lines = run.metrics()
+        steps = [line for line in lines if "loss" in line]
+        measured = [line["validation"] for line in lines if line.get("validation")]
+        found = {"run": str(run.path), "finished": run.finished, "last_step": steps[-1] if steps else None}
+        print(json.dumps(found | {"validation": measured[-1] if measured else None}, ensure_ascii=False))
+    elif (run.path / "report.md").is_file():
+        print((run.path / "report.md").read_text(encoding="utf-8"), end="")
+    else:
+        again = command("weitiao", "train", "--resume", folder)
+        raise InputError(t("{path}: the run has not finished; go on with: {command}", path=run.path, command=again))

@@ -1,0 +1,277 @@
+"""Peak memory, disk and time of every phase of a run, from the model's shape, the method and the rows' lengths.
+
+    found = plan(shape, method, task, options, examples, dtype="float32", facts=facts("float32", "runs/x"))
+    found.fits, found.host_peak_bytes, found.to_dict()
+
+Weights, gradients, the optimiser's moments and checkpoints are exact. Activations are what autograd keeps for the
+backward pass of the worst micro-batch that the data and the seed will really produce (``plan.activations``). Time is
+matrix products at the machine's measured rate, plus memory traffic and the cost of starting each operation
+(``plan.speed``). Nothing is loaded, and no weight is read.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from weitiao import machine
+from weitiao.data.batch import Example, plan_epoch
+from weitiao.methods.base import Method
+from weitiao.models.shape import Shape
+from weitiao.plan import activations, speed
+from weitiao.plan.activations import Tape
+from weitiao.train.course import Course
+from weitiao.train.options import TrainOptions
+from weitiao.train.tasks import Task
+
+ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+IMPORT_BYTES = 430 << 20  # torch, transformers, peft and the model's class, imported: measured resident size
+MOMENTS = 2  # AdamW keeps two averages for every trained number
+GPU_CONTEXT_BYTES = 600 << 20  # CUDA's context and libraries, which torch does not count
+GPU_HOST_BYTES = 1500 << 20  # what they take in the host's memory
+STATE_BYTES = 1 << 20  # what a checkpoint holds beside tensors
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the plan must know of the machine."""
+
+    base_bytes: int  # resident size before a weight is loaded
+    available_bytes: int  # what this process may still take, beside what it holds
+    free_disk_bytes: int
+    gflops: float  # of the processor
+    bytes_per_second: float
+    device: str = "cpu"
+    gpu_available_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One phase's peaks; ``disk_bytes`` is what it writes."""
+
+    name: str
+    host_peak_bytes: int
+    gpu_peak_bytes: int = 0
+    disk_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will need. ``parts`` splits the peak of a training step; ``worst_step`` counts from 1."""
+
+    phases: tuple[Phase, ...]
+    steps: int
+    step_seconds: float | None  # None on a GPU, whose speed is not measured
+    total_seconds: float | None
+    parameters: int
+    trainable_parameters: int
+    worst_step: int
+    worst_tokens: int
+    recompute: bool
+    dtype: str
+    device: str
+    available_bytes: int
+    free_disk_bytes: int
+    fits: bool
+    parts: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def host_peak_bytes(self) -> int:
+        """The highest of all phases."""
+        return max(phase.host_peak_bytes for phase in self.phases)
+
+    @property
+    def gpu_peak_bytes(self) -> int:
+        """The highest of all phases; 0 where no GPU is used."""
+        return max(phase.gpu_peak_bytes for phase in self.phases)
+
+    @property
+    def disk_bytes(self) -> int:
+        """Everything that the run writes and keeps."""
+        return sum(phase.disk_bytes for phase in self.phases)
+
+    @property
+    def peak_phase(self) -> str:
+        """The phase with the highest peak, on the GPU where one is used."""
+        return max(self.phases, key=lambda phase: (phase.gpu_peak_bytes, phase.host_peak_bytes)).name
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON, as plan.json and ``weitiao plan --json`` have it."""
+        derived = {
+            name: getattr(self, name) for name in ("peak_phase", "host_peak_bytes", "gpu_peak_bytes", "disk_bytes")
+        }
+        return asdict(self) | derived
+
+
+def facts(dtype: str, folder: str | os.PathLike[str] = ".") -> Facts:
+    """The machine as it is now; the run will write below ``folder``."""
+    device = machine.device()
+    held = resident_bytes()
+    return Facts(
+        base_bytes=max(held, IMPORT_BYTES),
+        available_bytes=machine.memory().available_bytes + held,
+        free_disk_bytes=machine.disk(folder).free_bytes,
+        gflops=machine.gemm_gflops(dtype),
+        bytes_per_second=machine.bandwidth(),
+        device=device,
+        gpu_available_bytes=sum(card.free_bytes for card in machine.gpus()[:1]),
+    )
+
+
+def resident_bytes() -> int:
+    """What this process holds in memory now."""
+    import psutil
+
+    return psutil.Process().memory_info().rss
+
+
+@dataclass(frozen=True)
+class Held:
+    """Bytes that stay from step to step, exactly."""
+
+    weights: int
+    gradients: int
+    moments: int
+
+    @classmethod
+    def of(cls, shape: Shape, method: Method, dtype: str) -> Held:
+        """Frozen weights in ``dtype``; what trains, its gradients and moments in float32."""
+        trained = method.count(shape)
+        frozen = shape.parameters - (0 if method.saves == "adapter" else trained)
+        return cls(frozen * ITEM_BYTES[dtype] + 4 * trained, 4 * trained, 4 * MOMENTS * trained)
+
+
+@dataclass(frozen=True)
+class Steps:
+    """The step that needs most (its number from 1, its tokens, what it adds to what is held), and how long all take."""
+
+    worst: int
+    tokens: int
+    peak_bytes: int
+    seconds: float
+
+
+def plan(
+    shape: Shape,
+    method: Method,
+    task: Task,
+    options: TrainOptions,
+    train: Sequence[Example],
+    *,
+    facts: Facts,
+    dtype: str = "float32",
+    validation: Sequence[Example] = (),
+    file_bytes: int = 0,
+) -> Plan:
+    """What the run of ``options`` over ``train`` will need; the steps are those that the training loop will take.
+
+    ``dtype`` is what frozen weights are held and computed in; ``file_bytes`` the size of the weights' files (0 for a
+    new model), which are mapped while they are loaded.
+    """
+    course = Course(train, task, options)
+    tape, held = activations.tape(shape, method, dtype), Held.of(shape, method, dtype)
+    recompute = recomputes(options, shape, course.micro_batch_tokens, dtype, facts)
+    cost = speed.Cost.of(shape, method, tape, facts, recompute)
+    steps = walk(course, tape, held, cost, recompute)
+    padded, pass_seconds = validation_pass(validation, course.micro_batch_tokens, cost)
+    kept = held.weights + held.moments
+    disk = disk_bytes(shape, method, options, held, dtype)
+    needs = {
+        "load": (loading_bytes(shape, dtype, file_bytes), 0),
+        "train": (kept + steps.peak_bytes, 0),
+        "evaluate": (kept + tape.forward_bytes(padded), 0),
+        "checkpoint": (kept, disk),
+    }
+    phases = tuple(placed(name, needed, written, facts) for name, (needed, written) in needs.items())
+    evaluations = sum(course.due(options.evaluate_every, step) for step in range(1, course.total_steps + 1))
+    return Plan(
+        phases=phases,
+        steps=course.total_steps,
+        step_seconds=steps.seconds / course.total_steps if facts.device == "cpu" else None,
+        total_seconds=steps.seconds + evaluations * pass_seconds if facts.device == "cpu" else None,
+        parameters=shape.parameters,
+        trainable_parameters=method.count(shape),
+        worst_step=steps.worst,
+        worst_tokens=steps.tokens,
+        recompute=recompute,
+        dtype=dtype,
+        device=facts.device,
+        available_bytes=facts.available_bytes if facts.device == "cpu" else facts.gpu_available_bytes,
+        free_disk_bytes=facts.free_disk_bytes,
+        fits=fits(phases, facts),
+        parts={
+            "imports": facts.base_bytes,
+            "weights": held.weights,
+            "optimizer": held.moments,
+            "gradients_and_activations": steps.peak_bytes,
+        },
+    )
+
+
+def walk(course: Course, tape: Tape, held: Held, cost: speed.Cost, recompute: bool) -> Steps:
+    """Every step of the run: its peak over what is held, and its time."""
+    worst, tokens, peak, seconds = 1, 0, 0, 0.0
+    for step in range(1, course.total_steps + 1):
+        batches = course.micro_batches(step)
+        seconds += cost.optimiser_seconds
+        for number, batch in enumerate(batches):
+            length, trained = max(map(len, batch)), sum(example.trained_tokens for example in batch)
+            seconds += cost.micro_batch_seconds(len(batch), length, trained)
+            kept = tape.kept_bytes(len(batch) * length, trained, recompute)
+            # gradients take the place of activations as a backward pass goes; those of a former one are all there
+            needed = held.gradients + kept if number else max(held.gradients, kept)
+            if needed > peak:
+                worst, tokens, peak = step, len(batch) * length, needed
+    return Steps(worst, tokens, peak, seconds)
+
+
+def validation_pass(rows: Sequence[Example], bound: int, cost: speed.Cost) -> tuple[int, float]:
+    """Padded tokens of the largest micro-batch of a pass over the validation rows, and the time of one."""
+    lengths = [len(example) for example in rows]
+    padded, seconds = 0, 0.0
+    for batches in plan_epoch(lengths, 64, bound, 0, 0):
+        for batch in batches:
+            length = max(lengths[row] for row in batch)
+            padded = max(padded, len(batch) * length)
+            seconds += cost.forward_seconds(len(batch), length, sum(rows[row].trained_tokens for row in batch))
+    return padded, seconds
+
+
+def recomputes(options: TrainOptions, shape: Shape, tokens: int, dtype: str, facts: Facts) -> bool:
+    """Whether the loop will forget activations and compute them again, by the loop's own rule."""
+    if options.memory != "auto":
+        return options.memory == "low"
+    widths = sum(linear.inputs + linear.outputs for linear in shape.linears) + 4 * shape.hidden * shape.layers
+    return 2 * widths * tokens * ITEM_BYTES[dtype] > facts.available_bytes // 2
+
+
+def loading_bytes(shape: Shape, dtype: str, file_bytes: int) -> int:
+    """Weights in ``dtype``; where the files hold another one, their mapped pages as well until all are converted."""
+    weights = shape.parameters * ITEM_BYTES[dtype]
+    return weights if abs(file_bytes - weights) < weights // 4 else weights + file_bytes
+
+
+def disk_bytes(shape: Shape, method: Method, options: TrainOptions, held: Held, dtype: str) -> int:
+    """Checkpoints kept (the newest, the best, and one being written) and the result."""
+    checkpoint = held.gradients + held.moments + STATE_BYTES
+    number = options.keep + 1 + (options.best is not None)
+    result = held.gradients if method.saves == "adapter" else shape.parameters * ITEM_BYTES[dtype]
+    return number * checkpoint + result
+
+
+def placed(name: str, needed: int, written: int, facts: Facts) -> Phase:
+    """A phase whose tensors take ``needed`` bytes where the model is: in memory, or on the GPU."""
+    if facts.device == "cpu":
+        return Phase(name, facts.base_bytes + needed, 0, written)
+    return Phase(name, facts.base_bytes + GPU_HOST_BYTES, needed + GPU_CONTEXT_BYTES, written)
+
+
+def fits(phases: Sequence[Phase], facts: Facts) -> bool:
+    """Whether memory, GPU memory and disk suffice for every phase."""
+    return (
+        max(phase.host_peak_bytes for phase in phases) <= facts.available_bytes
+        and (facts.device == "cpu" or max(phase.gpu_peak_bytes for phase in phases) <= facts.gpu_available_bytes)
+        and sum(phase.disk_bytes for phase in phases) <= facts.free_disk_bytes
+    )

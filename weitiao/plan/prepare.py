@@ -1,0 +1,135 @@
+"""What a run is, before a weight is read: base, tokenizer, rows as examples, and the plan.
+
+ready = prepare(recipe, {}, Path("tokenizer"))
+print(report.text(ready.plan))
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from weitiao import config
+from weitiao.data.batch import Example
+from weitiao.data.render import Renderer, examples
+from weitiao.data.rows import Chat, Row
+from weitiao.data.sources import Generators, text_of
+from weitiao.data.sources import load as load_rows
+from weitiao.data.tokenizer import TokenizerOptions
+from weitiao.data.tokenizer import train as train_tokenizer
+from weitiao.errors import InputError, say, t
+from weitiao.models import shape as shapes
+from weitiao.models.load import ModelOptions, choose_dtype, load_tokenizer
+from weitiao.plan import phases
+from weitiao.plan.checks import Sections
+from weitiao.runs import Run, command, is_run
+from weitiao.train.progress import counting
+from weitiao.weights import fetch, inspect
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Everything about a run that is known before a weight is read. ``model``: the options with which the base is to be
+    loaded; ``tools``: every schema in the rows."""
+
+    model: ModelOptions
+    tokenizer: PreTrainedTokenizerFast
+    renderer: Renderer
+    train: Sequence[Example]
+    validation: Sequence[Example]
+    tools: list[Mapping[str, Any]]
+    plan: phases.Plan
+
+
+def prepare(recipe: Sections, generators: Generators, tokenizer_folder: Path) -> Prepared:
+    """Base, tokenizer, rows, examples and plan. A tokenizer that is to be trained is written to ``tokenizer_folder``,
+    or read from there if a former run of the recipe has left it."""
+    model, data, task = recipe.model, recipe.data, recipe.task
+    new = model.config is not None
+    base = base_folder(model) if not new or model.tokenizer is None else None
+    if base is not None and not new and is_run(model.path):
+        model = model.model_copy(update={"path": str(base)})
+    splits = load_rows(data, task.name, generators=generators, seed=recipe.train.seed)
+    tokenizer = load_tokenizer(_tokenizer(model, base, splits.train, tokenizer_folder))
+    tools = _tools(splits.train)
+    renderer = Renderer.of(tokenizer, tools=bool(tools), override=data.chat_template)
+    shape = _shape(model, base, len(tokenizer))
+    with counting(t("rows to tokens")) as progress:
+        rows, validation = (
+            examples(part, renderer, data, task.name, max_positions=shape.positions, progress=progress) if part else []
+            for part in (splits.train, splits.validation)
+        )
+    for line in (*splits.said, *renderer.said, *getattr(rows, "said", ())):
+        print(line, file=sys.stderr)
+    _say_examples(rows, validation)
+    dtype = choose_dtype(model.dtype, new)
+    plan = phases.plan(
+        shape,
+        recipe.method,
+        task.build(),
+        recipe.train,
+        rows,
+        facts=phases.facts(dtype, recipe.output),
+        dtype=dtype,
+        validation=validation,
+        file_bytes=0 if base is None or new else sum(tensor.bytes for tensor in inspect.headers(base)),
+    )
+    return Prepared(model, tokenizer, renderer, rows, validation, tools, plan)
+
+
+def base_folder(model: ModelOptions) -> Path:
+    """The folder of the base model; a run stands for the model it has left. InputError for an adapter."""
+    folder = fetch.resolve(model.path, model.revision)
+    folder = Run(folder).final if is_run(folder) else folder
+    if (folder / "adapter_config.json").is_file():
+        merge = command("weitiao", "merge", model.path)
+        raise InputError(t("model.path: {path} is an adapter; merge it first: {command}", path=folder, command=merge))
+    inspect.check_folder(folder)
+    return folder
+
+
+def _tokenizer(model: ModelOptions, base: Path | None, rows: Sequence[Row], folder: Path) -> Path:
+    """The folder of the tokenizer: the base's, another one, or one trained on ``rows`` into ``folder``."""
+    given = model.tokenizer
+    if isinstance(given, dict):
+        if not (folder / "tokenizer.json").is_file():
+            say("training a tokenizer on {rows} rows", rows=len(rows))
+            train_tokenizer(map(text_of, rows), config.build(TokenizerOptions, given), folder)
+        return folder
+    return Path(given).expanduser() if given else base or base_folder(model)
+
+
+def _shape(model: ModelOptions, base: Path | None, vocab: int) -> shapes.Shape:
+    """The shape of the base, or of the new model with as many tokens as the tokenizer has."""
+    if base is not None and model.config is None:
+        return shapes.read(base)
+    found = shapes.read_config(model.config or {})
+    found.vocab_size = vocab
+    return shapes.read(found)
+
+
+def _tools(rows: Sequence[Row]) -> list[Mapping[str, Any]]:
+    """Every tool schema of the rows once; they are saved with the result."""
+    schemas = (schema for row in rows if isinstance(row, Chat) for schema in row.tools)
+    return list({json.dumps(schema, sort_keys=True, ensure_ascii=False): schema for schema in schemas}.values())
+
+
+def _say_examples(train: Sequence[Example], validation: Sequence[Example]) -> None:
+    """One line: rows, tokens, the share that is trained, what was cut."""
+    tokens = sum(len(example) for example in train)
+    trained = sum(example.trained_tokens for example in train)
+    say(
+        "{rows} examples to train on, {validation} to validate; {tokens} tokens, {share} trained; {cut} truncated",
+        rows=len(train),
+        validation=len(validation),
+        tokens=f"{tokens:,}",
+        share=f"{trained / max(tokens, 1):.0%}",
+        cut=getattr(train, "truncated", 0),
+    )

@@ -1,0 +1,410 @@
+"""The recipe, and the one function that ties the rooms together, top to bottom: :func:`run`.
+
+recipe = Recipe(model={"path": "weitiao-tiny-zh"}, data={"train": "rows.jsonl"}, output="runs/first")
+result = run(recipe)                     # plans, rehearses, tunes, keeps the best, writes runs/first/
+weitiao train recipes/hotel-lora.yaml train.epochs=1
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Union
+
+import typer
+from pydantic import Discriminator, Field, Tag
+
+from weitiao import config
+from weitiao.config import Options, Tree
+from weitiao.data.sources import DataOptions, Generators
+from weitiao.errors import InputError, say, t
+from weitiao.evaluate.tasks import EvaluateOptions, evaluate
+from weitiao.generate.toolset import save_toolset
+from weitiao.machine import environment
+from weitiao.methods import METHODS
+from weitiao.methods.base import Method
+from weitiao.models.load import ModelOptions
+from weitiao.plan import checks
+from weitiao.runs import Run, command, held, is_run
+from weitiao.train.options import TrainOptions
+from weitiao.train.tasks import TaskOptions
+
+if TYPE_CHECKING:
+    from weitiao.methods.io import Tuned
+    from weitiao.plan.phases import Plan
+    from weitiao.train.loop import Evaluator, Fit
+
+
+def _method_name(value: Any) -> Any:
+    """Which method a recipe means: ``lora`` if it names none."""
+    return value.get("name", "lora") if isinstance(value, dict) else getattr(value, "name", None)
+
+
+if TYPE_CHECKING:
+    AnyMethod = Method
+else:
+    _CHOICES = tuple(Annotated[cls, Tag(name)] for name, cls in METHODS.items())
+    AnyMethod = Annotated[Union[_CHOICES], Discriminator(_method_name)]  # noqa: UP007 (made from the table)
+
+
+def _section(cls: type[Options], description: str) -> Any:
+    """A section that may be left out."""
+    return Field(default_factory=cls, description=description)
+
+
+class Recipe(Options):
+    """One training run: what is tuned, how, on what, and where the result goes."""
+
+    model: ModelOptions = _section(ModelOptions, "the base model")
+    method: AnyMethod = _section(METHODS["lora"], "what is trained, chosen by name")
+    data: DataOptions = _section(DataOptions, "rows and how they become tokens")
+    task: TaskOptions = _section(TaskOptions, "what is learnt from the rows")
+    train: TrainOptions = _section(TrainOptions, "how the weights are changed")
+    evaluate: EvaluateOptions | None = Field(default=None, description="measures of the result, added to the report")
+    stages: list[dict[str, Any]] = Field(
+        default_factory=list,
+        description="recipes run in order, each with a name and starting from the former's result; the sections "
+        "above are their defaults",
+    )
+    output: str = Field(min_length=1, description="the run folder")
+
+
+# ---- checking ------------------------------------------------------------------------------------------------------
+
+
+def load(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> tuple[Recipe, Tree]:
+    """A recipe from YAML or a mapping with ``key=value`` overrides, and the tree that knows where values came from."""
+    tree = config.read(source, overrides)
+    return config.build(Recipe, tree), tree
+
+
+def check(recipe: Recipe, tree: Tree | None = None, *, generators: Iterable[str] = (), measured: bool = False) -> None:
+    """InputError naming every problem that no single option shows: files that are absent, options that contradict.
+
+    ``generators``: names that ``generate:NAME`` may use; ``measured``: evaluators add measures for ``train.best``.
+    """
+    tree = tree or _tree(recipe)
+    problems = _stage_names(recipe, tree)
+    parts = stages(tree) if recipe.stages else [(recipe, tree)]
+    for part, part_tree in parts:
+        found = [*checks.absent(part, generators), *checks.contradictions(part, measured)]
+        problems += [config.problem(part_tree, key, what) for key, what in found]
+    first, output = parts[0][0], Path(recipe.output).absolute()
+    base = Path(first.model.path).absolute()
+    if output in (base, *base.parents):
+        what = t("would overwrite the base model {path}", path=first.model.path)
+        problems.append(config.problem(tree, "output", what))
+    if problems:
+        raise InputError(list(dict.fromkeys(problems)))
+
+
+def _stage_names(recipe: Recipe, tree: Tree) -> list[str]:
+    """Stages need names, which become folders."""
+    names = [stage.get("name") for stage in recipe.stages]
+    problems = []
+    for number, name in enumerate(names):
+        if not isinstance(name, str) or name in ("", ".", "..") or Path(name).name != name:
+            problems.append(config.problem(tree, f"stages.{number}.name", t("needs a name that can be a folder's")))
+        elif name in names[:number]:
+            problems.append(config.problem(tree, f"stages.{number}.name", t("is another stage's name too")))
+    return problems
+
+
+def _tree(recipe: Recipe) -> Tree:
+    """The tree of a recipe made in Python: what was set, without origins."""
+    return Tree(recipe.model_dump(mode="json", exclude_unset=True))
+
+
+def stages(tree: Tree) -> list[tuple[Recipe, Tree]]:
+    """A recipe for each stage: the sections above with the stage's laid over them, written to OUTPUT/NAME. InputError
+    names the problems of all."""
+    found, problems = [], []
+    listed = tree.values["stages"]
+    for number, stage in enumerate(listed):
+        origins = {key: origin for key, origin in tree.origins.items() if not key.startswith("stages.")}
+        inner = f"stages.{number}."
+        origins |= {key.removeprefix(inner): origin for key, origin in tree.origins.items() if key.startswith(inner)}
+        values = _laid_over(tree.values, stage, first=number == 0, last=number == len(listed) - 1)
+        values["output"] = str(Path(tree.values["output"]) / str(stage.get("name")))
+        stage_tree = Tree(values, origins, tree.source)
+        try:
+            found.append((config.build(Recipe, stage_tree), stage_tree))
+        except InputError as error:
+            problems += error.problems
+    if problems:
+        raise InputError(list(dict.fromkeys(problems)))
+    return found
+
+
+def _laid_over(above: Mapping[str, Any], stage: Mapping[str, Any], first: bool, last: bool) -> dict[str, Any]:
+    """``stage`` over the sections above it; a section that chooses another name starts from that choice's defaults."""
+    values = {key: value for key, value in above.items() if key not in ("stages", "output")}
+    if not last:
+        values.pop("evaluate", None)
+    if not first:
+        kept = ("dtype", "quantize")
+        values["model"] = {key: value for key, value in (above.get("model") or {}).items() if key in kept}
+    for key, value in stage.items():
+        old = values.get(key)
+        if isinstance(old, Mapping) and isinstance(value, Mapping):
+            same = value.get("name", old.get("name")) == old.get("name")
+            value = {**old, **value} if same else value
+        if key != "name":
+            values[key] = value
+    return values
+
+
+# ---- running -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run came to. ``peak_bytes`` is the process's highest resident size, or None where it cannot be told;
+    ``figures`` are those of the recipe's evaluation."""
+
+    run: Run
+    fit: Fit
+    plan: Plan
+    seconds: float
+    peak_bytes: int | None
+    figures: dict[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON, as ``weitiao train --json`` prints it."""
+        return {
+            "run": str(self.run.path),
+            "result": str(self.run.final),
+            "steps": self.fit.steps,
+            "best_step": self.fit.best_step,
+            "best_metric": self.fit.best_metric,
+            "seconds": round(self.seconds, 3),
+            "planned_seconds": self.plan.total_seconds,
+            "host_peak_bytes": self.peak_bytes,
+            "planned_host_peak_bytes": self.plan.host_peak_bytes,
+            "figures": self.figures,
+        }
+
+
+def run(
+    recipe: Recipe,
+    *,
+    tree: Tree | None = None,
+    generators: Generators | None = None,
+    evaluators: Mapping[str, Evaluator] | None = None,
+    overwrite: bool = False,
+    resume: bool = False,
+) -> Result:
+    """Check, plan, rehearse, tune, keep the best, measure, report; the stages one after another if there are any.
+
+    ``generators`` are what ``data.train: generate:NAME`` draws from, ``evaluators`` measure the model at every
+    evaluation. Nothing is written before the rehearsal has passed. InputError for what the person can mend, all at
+    once; RunError for what the machine could not do; Interrupted after Ctrl-C, with a checkpoint to go on from.
+    """
+    generators, evaluators = generators or {}, evaluators or {}
+    check(recipe, tree, generators=generators, measured=bool(evaluators))
+    if is_run(recipe.output) and not (overwrite or resume):
+        raise InputError(held(Path(recipe.output)))
+    if recipe.stages:
+        result = _run_stages(recipe, tree or _tree(recipe), generators, evaluators, overwrite, resume)
+    else:
+        result = _run_one(recipe, generators, evaluators, overwrite, resume)
+    say("talk to it:  {command}", command=command("weitiao", "chat", recipe.output))
+    measure = command("weitiao", "eval", recipe.output, "--task", "perplexity", "--data")
+    say("measure it:  {command} FILE", command=measure)
+    return result
+
+
+def _run_stages(
+    recipe: Recipe,
+    tree: Tree,
+    generators: Generators,
+    evaluators: Mapping[str, Evaluator],
+    overwrite: bool,
+    resume: bool,
+) -> Result:
+    """The stages in order, each from the former's result; with ``resume``, those that are finished are passed over."""
+    whole, result, base = Run(recipe.output), None, None
+
+    def begin() -> None:
+        """Make the folder of all stages, when the first of them is ready to be written."""
+        if not resume and result is None:
+            Run.create(whole.path, recipe.model_dump(mode="json"), overwrite)
+
+    for stage, _ in stages(tree):
+        own = Run(stage.output)
+        if not (resume and own.finished):
+            say("stage {name}", name=own.path.name)
+            if base is not None:
+                model = stage.model.model_copy(update={"path": str(_merged(base))})
+                stage = stage.model_copy(update={"model": model})
+            result = _run_one(stage, generators, evaluators, False, resume and is_run(own.path), begin)
+        base = own.final
+    if result is None:
+        raise InputError(t("{path}: every stage is finished", path=whole.path))
+    return result
+
+
+def _run_one(
+    recipe: Recipe,
+    generators: Generators,
+    evaluators: Mapping[str, Evaluator],
+    overwrite: bool,
+    resume: bool,
+    begin: Callable[[], None] = lambda: None,
+) -> Result:
+    """One stage, or a recipe without stages; ``begin`` is called just before the run folder is made."""
+    from weitiao.methods import io
+    from weitiao.models.load import load as load_model
+    from weitiao.plan import fact, report
+    from weitiao.plan.prepare import prepare
+    from weitiao.train.loop import check as check_trainable
+    from weitiao.train.loop import fit
+    from weitiao.train.modes import seed_everything
+    from weitiao.train.progress import Bar
+    from weitiao.train.rehearsal import rehearse
+
+    started, run, task, seed = time.monotonic(), Run(recipe.output), recipe.task.build(), recipe.train.seed
+    with tempfile.TemporaryDirectory(prefix="weitiao-") as scratch:
+        ready = prepare(recipe, generators, run.tokenizer if resume else Path(scratch))
+        print(report.text(ready.plan), file=sys.stderr, flush=True)
+        model = load_model(ready.model, tokenizer=ready.tokenizer, seed=seed)
+        seed_everything(seed)
+        model = recipe.method.attach(model)
+        check_trainable(model, ready.train)
+        pad_id: Any = ready.tokenizer.pad_token_id
+        loss = rehearse(model, recipe.method, task, ready.train, recipe.train, pad_id)
+        say("rehearsed the largest micro-batch: loss {loss}", loss=f"{loss:.4f}")
+        begin()
+        if not resume:
+            Run.create(run.path, recipe.model_dump(mode="json"), overwrite)
+        if isinstance(recipe.model.tokenizer, dict) and not run.tokenizer.is_dir():
+            shutil.copytree(scratch, run.tokenizer)
+    run.write("env.json", environment())
+    run.write("plan.json", ready.plan.to_dict())
+    with Bar() as bar:
+        done = fit(
+            model,
+            recipe.method,
+            task,
+            ready.train,
+            recipe.train,
+            run=run,
+            validation=ready.validation,
+            evaluators=evaluators,
+            pad_id=pad_id,
+            resume=resume,
+            progress=bar,
+        )
+    base = "" if recipe.model.config is not None else ready.model.path
+    final = run.adapter if recipe.method.saves == "adapter" else run.model
+    io.save(model, recipe.method, ready.tokenizer, ready.renderer, final, base)
+    if ready.tools:
+        save_toolset(final, ready.tools)
+    tuned = io.Tuned(model.eval(), ready.tokenizer, ready.renderer, recipe.method, base)
+    figures = _measured(run, tuned, recipe)
+    fact.report(recipe, run, ready, done, figures)
+    result = Result(run, done, ready.plan, time.monotonic() - started, fact.peak_bytes(), figures)
+    say("done: {path}", path=final)
+    return result
+
+
+def _merged(folder: Path) -> Path:
+    """The model folder to start the next stage from: an adapter is merged into its base first, beside itself."""
+    from weitiao.export.merge import merge
+
+    merged = folder.with_name("merged")
+    if folder.name != "adapter":
+        return folder
+    if not merged.is_dir():
+        merge(folder, merged)
+    return merged
+
+
+def _measured(run: Run, tuned: Tuned, recipe: Recipe) -> dict[str, Any]:
+    """The figures of the recipe's evaluation; what was predicted goes to ``predictions.jsonl``."""
+    if recipe.evaluate is None:
+        return {}
+    options = recipe.evaluate.model_copy(update={"data": checks.measured_on(recipe)})
+    say("measuring {task} on {data}", task=options.task, data=options.data)
+    found = evaluate(tuned, options)
+    lines = (json.dumps(line, ensure_ascii=False) + "\n" for line in found.predictions)
+    run.write("predictions.jsonl", "".join(lines))
+    return dict(found.figures)
+
+
+# ---- verbs ---------------------------------------------------------------------------------------------------------
+
+Words = Annotated[
+    list[str] | None, typer.Argument(metavar="RECIPE|KEY=VALUE", help="a recipe in YAML, and options over it")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="one JSON object on stdout")]
+
+
+def from_words(words: Sequence[str], overrides: Sequence[str] = ()) -> tuple[Recipe, Tree]:
+    """The recipe that a command line means: a file and ``key=value``, or ``key=value`` alone."""
+    words = list(words)
+    file = words.pop(0) if words and ("=" not in words[0] or Path(words[0]).is_file()) else {}
+    return load(file, [*words, *overrides])
+
+
+def train_verb(
+    context: typer.Context,
+    words: Words = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="print the resolved recipe and stop")] = False,
+    resume: Annotated[Path | None, typer.Option(metavar="RUN", help="go on with a run that was stopped")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the run that the output holds")] = False,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="leave bad rows out, with a count")] = False,
+    schema: Annotated[bool, typer.Option("--schema", help="print the JSON Schema of recipes, for editors")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Run a recipe: plan, tune, choose the best checkpoint, report."""
+    if schema:
+        print(json.dumps(config.json_schema(Recipe), ensure_ascii=False, indent=2))
+        return
+    if resume is not None and (words or overwrite or skip_bad):
+        raise InputError(t("--resume goes on with the run's own recipe and takes no other options"))
+    if resume is None and not words:
+        raise InputError(t("which recipe? give a file, or options such as data.train=rows.jsonl output=runs/first"))
+    if resume is not None:
+        folder = resumed(resume)
+        recipe, tree = load(folder / "recipe.yaml", [f"output={json.dumps(str(folder))}"])
+    else:
+        recipe, tree = from_words(words or (), ["data.skip_bad=true"] if skip_bad else [])
+    generators = getattr(context.obj, "generators", {})
+    if dry_run:
+        check(recipe, tree, generators=generators)
+        print(config.resolved(recipe, tree), end="")
+        return
+    result = run(recipe, tree=tree, generators=generators, overwrite=overwrite, resume=resume is not None)
+    if as_json:
+        print(json.dumps(result.to_dict(), ensure_ascii=False))
+
+
+def resumed(folder: Path) -> Path:
+    """The run to go on with: the run of all stages if ``folder`` is one of its stages."""
+    run = Run.open(folder)
+    whole = Run(run.path.absolute().parent)
+    stage = is_run(whole.path) and run.path.absolute() in [stage.path for stage in whole.stages]
+    return whole.path if stage else run.path
+
+
+def plan_verb(context: typer.Context, words: Words = None, as_json: AsJson = False) -> None:
+    """Memory, disk and time of a recipe; no weight is read."""
+    from weitiao.plan import report
+    from weitiao.plan.prepare import prepare
+
+    if not words:
+        raise InputError(t("which recipe? give a file, or options such as data.train=rows.jsonl output=runs/first"))
+    recipe, tree = from_words(words)
+    generators = getattr(context.obj, "generators", {})
+    check(recipe, tree, generators=generators)
+    recipe = stages(tree)[0][0] if recipe.stages else recipe
+    with tempfile.TemporaryDirectory(prefix="weitiao-") as scratch:
+        plan = prepare(recipe, generators, Path(scratch)).plan
+    print(json.dumps(plan.to_dict(), ensure_ascii=False) if as_json else report.text(plan))
