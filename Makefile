@@ -1,6 +1,6 @@
 # make help        what there is
 # PYTHON=python3.12        another interpreter (3.11 or newer)
-# TORCH_INDEX=URL          another build of torch, e.g. https://download.pytorch.org/whl/cpu
+# TORCH_INDEX=URL          another build of torch: the address of a wheel index
 PYTHON ?= python3
 TORCH_INDEX ?=
 VENV := .venv
@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip install -c constraints.txt
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@echo "  make setup TORCH_INDEX=https://download.pytorch.org/whl/cpu   torch without the gigabytes of CUDA"
+	@echo "  make setup TORCH_INDEX=URL   torch from another wheel index, such as the CPU one its install page names"
 
 setup: $(VENV)/.runtime $(VENV)/.tools ## .venv with the exact versions of constraints.txt
 

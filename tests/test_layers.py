@@ -11,8 +11,8 @@ import pytest
 import weitiao
 
 ORDER = """
-errors < config < machine < runs < weights < models < data < methods < generate < train < evaluate < rl < compress < export
-< serve < plan < recipe < sweep < demo < bench < studio < cli
+errors < config < machine < runs < weights < models < data < methods < generate < train < evaluate < rl < compress
+< export < serve < plan < recipe < sweep < demo < bench < studio < cli
 """
 ROOMS = ORDER.split()[::2]
 PACKAGE = Path(weitiao.__file__).parent

@@ -83,9 +83,6 @@ _Loader.add_implicit_resolver(
     re.compile(r"^([-+]?(\.[0-9]+|[0-9]+\.[0-9]*)([eE][-+]?[0-9]+)?|[-+]?[0-9]+[eE][-+]?[0-9]+|[-+]?\.inf|\.nan)$"),
     None,
 )
-_Loader.add_constructor(
-    "tag:yaml.org,2002:float", lambda loader, node: float(node.value.replace(".inf", "inf").replace(".nan", "nan"))
-)
 
 
 def read(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> Tree:
@@ -292,13 +289,9 @@ _EXPECTED = {
     "int": "a whole number",
     "string": "a text",
     "bool": "true or false",
-    "list": "a list",
-    "tuple": "a list",
-    "dict": "options of its own (key: value)",
-    "mapping": "options of its own (key: value)",
-    "model": "options of its own (key: value)",
-    "union": "options of its own (key: value)",
     "none": "null",
+    **dict.fromkeys(("list", "tuple"), "a list"),
+    **dict.fromkeys(("dict", "mapping", "model", "union"), "options of its own (key: value)"),
 }
 _RANGE = {
     "greater_than": ("gt", "must be greater than {limit}, found {found}"),

@@ -289,18 +289,9 @@ def _run_one(
     run.write("plan.json", ready.plan.to_dict())
     with Bar() as bar:
         done = fit(
-            model,
-            recipe.method,
-            task,
-            ready.train,
-            recipe.train,
-            run=run,
-            validation=ready.validation,
-            evaluators=evaluators,
-            pad_id=pad_id,
-            resume=resume,
-            progress=bar,
-        )
+            model, recipe.method, task, ready.train, recipe.train,
+            run=run, validation=ready.validation, evaluators=evaluators, pad_id=pad_id, resume=resume, progress=bar
+        )  # fmt: skip
     base = "" if recipe.model.config is not None else ready.model.path
     final = run.adapter if recipe.method.saves == "adapter" else run.model
     io.save(model, recipe.method, ready.tokenizer, ready.renderer, final, base)

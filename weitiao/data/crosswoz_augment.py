@@ -21,9 +21,9 @@ from weitiao.data.crosswoz_raw import FACILITIES, TYPES
 from weitiao.data.crosswoz_turns import HISTORY_MESSAGES, Arguments, Turn, merge, slot_of, wants_another
 from weitiao.data.rows import Message
 
-VARIANTS = 3  # of each sentence whose values are known
-QUESTIONS = 1.0  # questions and searches by name, per sentence
-DIALOGUES = 1.5  # composed dialogues, per sentence
+VARIANTS = 2  # of each sentence whose values are known
+QUESTIONS = 0.8  # questions and searches by name, per sentence
+DIALOGUES = 1.0  # composed dialogues, per sentence
 SOME_HOTEL = "北京饭店"
 
 SPOKEN = re.compile(

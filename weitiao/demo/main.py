@@ -92,7 +92,8 @@ def demo(seed: int = 0, output: str | Path = "runs/hotel-demo", count: int = 100
     systems["tuned"] = measured(tuned)
     figures = {"seed": seed, "seconds": round(time.monotonic() - started, 1), "report": str(output / "report.md")}
     figures |= {
-        name: {measure: round(found[measure].value, 4) for measure in MEASURES} for name, found in systems.items()
+        name: {measure: round(found[measure].value, 4) for measure in MEASURES if measure in found}
+        for name, found in systems.items()
     }
     _report(result.run, figures, systems, measured)
     return figures
@@ -147,7 +148,9 @@ class Measured:
                 if message.role == "assistant":
                     call = parser.next_call(chat.messages[:place], hotels)
                     turns.append(Turn(chat.id, place, message.calls, (call,) if call else (), message.content, ""))
-        return self._measure(turns, "test")
+        figures = dict(self._measure(turns, "test"))
+        del figures["bleu4"]
+        return figures
 
     def watch(self, model: Any) -> dict[str, float]:
         """The measures by which a checkpoint is chosen, on a few validation dialogues."""

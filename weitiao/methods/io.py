@@ -135,15 +135,17 @@ def _open_checkpoint(run: Run, dtype: Dtype, step: int) -> Tuned:
     method = build_method(recipe.get("method") or {})
     base = (recipe.get("model") or {}).get("path") or DEFAULT_MODEL
     options = ModelOptions.model_validate({**(recipe.get("model") or {}), "dtype": dtype})
-    model = method.attach(load(options))
+    final = next((folder for folder in (run.adapter, run.model, run.tokenizer) if folder.is_dir()), None)
+    tokenizer_folder = final or fetch.resolve(base)
+    # A new model has as many rows as the tokenizer that was trained with it.
+    model = method.attach(load(options, tokenizer=load_tokenizer(tokenizer_folder)))
     weights, parameters = load_file(path / "parameters.safetensors"), trainable(model)
     if weights.keys() != parameters.keys():
         raise InputError(t("{path}: its parameters are not those of the recipe's method", path=path))
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(weights[name])
-    final = next((folder for folder in (run.adapter, run.model) if folder.is_dir()), None)
-    return _tuned(model, final or fetch.resolve(base), method, base)
+    return _tuned(model, tokenizer_folder, method, base)
 
 
 def _record(folder: Path) -> dict[str, Any]:

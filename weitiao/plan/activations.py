@@ -24,7 +24,8 @@ from weitiao.train.logps import CHUNK_ELEMENTS
 
 FLOAT_BYTES = 4
 CHUNK_ROWS = 16
-HEAP_SHARE, ADAPTER_HEAP_SHARE = 0.4, 1.0
+HEAP_SHARE, ADAPTER_HEAP_SHARE = 0.4, 0.9
+KERNELS, KERNEL_BYTES = 1024, 570_000  # oneDNN's cache and the size of one entry, measured
 NORM = re.compile(r"(norm\w*|ln_\d)\.weight$")
 COMPOSED = {"gpt2": 4}  # activation functions written as several products, each keeping what it multiplies
 
@@ -38,7 +39,7 @@ class Tape:
     blocks: int  # how many blocks keep anything
     hidden_bytes: int  # one hidden state, per token
     work_bytes: float  # gradients in flight while one block is worked on, per token
-    heap_share: float  # what glibc's heap holds and cannot reuse, as a share of what is kept
+    heap_share: float  # what glibc's heap holds and cannot reuse, as a share of what all blocks keep
     weight_copies: int  # trained weights cast to the compute dtype, held until the backward pass
     head_row_bytes: int
     head_work_bytes: int  # a piece of logits and, where the head trains, its gradient
@@ -46,10 +47,10 @@ class Tape:
     def kept_bytes(self, tokens: int, trained: int, recompute: bool) -> int:
         """The peak over the weights and the optimiser of one micro-batch of ``tokens`` padded tokens, ``trained`` of
         them predicted."""
-        blocks = self.blocks * self.hidden_bytes + self.block_bytes if recompute else self.blocks * self.block_bytes
-        per_token = blocks + self.work_bytes + 2 * self.hidden_bytes
-        live = tokens * per_token + trained * self.head_row_bytes + self.head_work_bytes + self.weight_copies
-        return int(live * (1.0 + self.heap_share))
+        every = self.blocks * self.block_bytes
+        blocks = self.blocks * self.hidden_bytes + self.block_bytes if recompute else every
+        per_token = blocks + self.work_bytes + 2 * self.hidden_bytes + self.heap_share * every
+        return int(tokens * per_token + trained * self.head_row_bytes + self.head_work_bytes + self.weight_copies)
 
     def forward_bytes(self, tokens: int) -> int:
         """The peak of the same pass when nothing is kept."""
@@ -69,19 +70,33 @@ def tape(shape: Shape, method: Method, dtype: str) -> Tape:
         blocks=kept_blocks(shape, method),
         hidden_bytes=shape.hidden * item,
         work_bytes=item * (3 * shape.intermediate + 2 * shape.hidden),
-        heap_share=heap_share(method),
+        heap_share=heap_share(method, item),
         weight_copies=0 if item == FLOAT_BYTES else item * matrices,
         head_row_bytes=2 * shape.hidden * item + 2 * FLOAT_BYTES,
         head_work_bytes=2 * FLOAT_BYTES * (max(CHUNK_ELEMENTS, CHUNK_ROWS * shape.vocab) + trained_head),
     )
 
 
-def heap_share(method: Method) -> float:
-    """Holes that glibc's heap is left with between the tensors that stay, as a share of these; measured. An adapter's
-    many short-lived tensors leave the most. Other systems' allocators return freed tensors at once."""
+def heap_share(method: Method, item: int) -> float:
+    """Holes that glibc's heap is left with between the tensors that stay, as a share of all that blocks keep,
+    recomputed or not; measured. An adapter's many short-lived tensors leave the most."""
     if sys.platform != "linux":
         return 0.0
-    return ADAPTER_HEAP_SHARE if method.saves == "adapter" else HEAP_SHARE
+    return (ADAPTER_HEAP_SHARE if method.saves == "adapter" else HEAP_SHARE) * FLOAT_BYTES / item
+
+
+def kernel_bytes(shape: Shape, method: Method, item: int, lengths: int) -> int:
+    """What oneDNN keeps for bfloat16: it compiles a kernel for every product of a new size (``lengths`` of them) and
+    keeps up to KERNELS."""
+    if item == FLOAT_BYTES:
+        return 0
+    kinds = {(linear.inputs, linear.outputs) for linear in shape.linears}
+    products = 2 * len(kinds)
+    if method.saves == "adapter":
+        products += 3 * (len({inputs for inputs, _ in kinds}) + len({outputs for _, outputs in kinds}))
+    elif trained_names(shape, method):
+        products += len(kinds)
+    return KERNEL_BYTES * min(KERNELS, products * lengths)
 
 
 def trained_names(shape: Shape, method: Method) -> set[str]:
@@ -113,11 +128,10 @@ def block_bytes(shape: Shape, method: Method, item: int) -> float:
     gated = any("gate" in name for name in sizes)
 
     kept = normed * (FLOAT_BYTES if rms else item)  # RMSNorm computes in float32 and keeps that
-    if rms and trained_names(shape, method):
-        kept += normed * item  # what the gain multiplied
-    kept += item * (
-        2 * q + 2 * kv
-    )  # queries, keys, values, and their product, which is the next matrix product's input
+    trained = trained_names(shape, method)
+    if rms and trained:
+        kept += normed * FLOAT_BYTES  # what the gain, held in float32, multiplied
+    kept += item * (2 * q + 2 * kv)  # queries, keys, values, and what comes of them, the next product's input
     kept += item * i * (3 if gated else COMPOSED.get(shape.model_type, 1))
     linears = [linear for linear in shape.linears if linear.name.startswith(block)]
     if isinstance(method, LoRA):
@@ -125,6 +139,8 @@ def block_bytes(shape: Shape, method: Method, item: int) -> float:
         targets = set(modules.pick(names, method.target_modules, "method.target_modules"))
         linears = [linear for linear in linears if linear.name in targets]
         kept += item * method.rank * len(linears)
-    inputs = {(linear.name.rpartition(".")[0], linear.inputs) for linear in linears}
+    inputs = [(linear.name.rpartition(".")[0], linear.inputs) for linear in linears]
+    if item == FLOAT_BYTES or not trained:  # products of one input share it; else each casts the norm's float32 output
+        inputs = list(dict.fromkeys(inputs))
     kept += item * sum(size for _, size in inputs if size != q or q == h)
     return kept + FLOAT_BYTES * (shape.heads + 2 * len(norms))  # log-sum-exp of the attention, scales of the norms

@@ -6,6 +6,7 @@ report(recipe, run, ready, done, figures={})        # report.md and loss.png
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,6 +28,10 @@ SHOWN_VALIDATIONS = 50
 
 def peak_bytes() -> int | None:
     """The highest resident size of this process so far; None where the system does not tell (Windows)."""
+    status = Path("/proc/self/status")
+    if status.is_file():  # getrusage would count the process that started this one, if that was larger
+        found = re.search(r"^VmHWM:\s+(\d+) kB", status.read_text(), re.M)
+        return int(found[1]) * 1024 if found else None
     try:
         import resource
     except ImportError:

@@ -151,6 +151,7 @@ class Steps:
     tokens: int
     peak_bytes: int
     seconds: float
+    sizes: int  # different numbers of tokens that are computed at once
 
 
 def plan(
@@ -176,7 +177,8 @@ def plan(
     cost = speed.Cost.of(shape, method, tape, facts, recompute)
     steps = walk(course, tape, held, cost, recompute)
     padded, pass_seconds = validation_pass(validation, course.micro_batch_tokens, cost)
-    kept = held.weights + held.moments
+    kernels = activations.kernel_bytes(shape, method, tape.item_bytes, steps.sizes) if facts.device == "cpu" else 0
+    kept = held.weights + held.moments + kernels
     disk = disk_bytes(shape, method, options, held, dtype)
     needs = {
         "load": (loading_bytes(shape, dtype, file_bytes), 0),
@@ -205,6 +207,7 @@ def plan(
             "imports": facts.base_bytes,
             "weights": held.weights,
             "optimizer": held.moments,
+            "kernels": kernels,
             "gradients_and_activations": steps.peak_bytes,
         },
     )
@@ -213,18 +216,20 @@ def plan(
 def walk(course: Course, tape: Tape, held: Held, cost: speed.Cost, recompute: bool) -> Steps:
     """Every step of the run: its peak over what is held, and its time."""
     worst, tokens, peak, seconds = 1, 0, 0, 0.0
+    sizes: set[int] = set()
     for step in range(1, course.total_steps + 1):
         batches = course.micro_batches(step)
         seconds += cost.optimiser_seconds
         for number, batch in enumerate(batches):
             length, trained = max(map(len, batch)), sum(example.trained_tokens for example in batch)
             seconds += cost.micro_batch_seconds(len(batch), length, trained)
+            sizes.add(len(batch) * length)
             kept = tape.kept_bytes(len(batch) * length, trained, recompute)
             # gradients take the place of activations as a backward pass goes; those of a former one are all there
             needed = held.gradients + kept if number else max(held.gradients, kept)
             if needed > peak:
                 worst, tokens, peak = step, len(batch) * length, needed
-    return Steps(worst, tokens, peak, seconds)
+    return Steps(worst, tokens, peak, seconds, len(sizes))
 
 
 def validation_pass(rows: Sequence[Example], bound: int, cost: speed.Cost) -> tuple[int, float]:

@@ -8,17 +8,20 @@ from __future__ import annotations
 from weitiao.errors import t
 from weitiao.plan.phases import Plan
 
-PARTS = {
-    "imports": "libraries",
-    "weights": "weights",
-    "optimizer": "optimiser",
-    "gradients_and_activations": "gradients and activations",
-}
-PHASES = {"load": "load", "train": "train", "evaluate": "evaluate", "checkpoint": "checkpoint"}
-
 
 def text(plan: Plan) -> str:
     """What trains, each phase's peak and disk, the worst step, the time, and whether it fits."""
+    names = {
+        "load": t("load"),
+        "train": t("train"),
+        "evaluate": t("evaluate"),
+        "checkpoint": t("checkpoint"),
+        "imports": t("libraries"),
+        "weights": t("weights"),
+        "optimizer": t("optimiser"),
+        "kernels": t("compiled kernels"),
+        "gradients_and_activations": t("gradients and activations"),
+    }
     gpu = plan.device != "cpu"
     lines = [
         t(
@@ -34,8 +37,8 @@ def text(plan: Plan) -> str:
         marks.append(size(phase.host_peak_bytes) + " " + t("memory"))
         marks += [size(phase.disk_bytes) + " " + t("disk")] if phase.disk_bytes else []
         marks += ["← " + t("peak")] if phase.name == plan.peak_phase else []
-        lines.append("  " + padded(t(PHASES[phase.name]), 12) + "  ".join(marks))
-    parts = ", ".join(f"{t(PARTS[name])} {size(count)}" for name, count in plan.parts.items())
+        lines.append("  " + padded(names[phase.name], 12) + "  ".join(marks))
+    parts = ", ".join(f"{names[part]} {size(count)}" for part, count in plan.parts.items() if count)
     lines.append("  " + t("a training step holds: {parts}", parts=parts))
     message = "most is needed in step {step} of {steps}: {tokens} tokens at once"
     lines.append("  " + t(message, step=plan.worst_step, steps=plan.steps, tokens=f"{plan.worst_tokens:,}"))

@@ -1,0 +1,90 @@
+"""What the formula says is kept is what autograd keeps: every family, adapter or whole, in both compute dtypes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from weitiao.methods import METHODS
+from weitiao.methods.base import Method, computing
+from weitiao.models import modules, shape, tiny
+from weitiao.plan.activations import block_bytes, kept_blocks, tape
+
+ROWS, LENGTH = 2, 256
+SIZES = {"hidden_size": 128, "intermediate_size": 320, "num_attention_heads": 4, "num_key_value_heads": 2}
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": SIZES,
+    "qwen2": SIZES,
+    "mistral": SIZES,
+    "qwen3": SIZES | {"head_dim": 64},
+    "gemma": SIZES | {"num_key_value_heads": 1, "head_dim": 32},
+    "glm": SIZES | {"head_dim": 32},
+    "gpt2": {"n_embd": 128, "n_head": 4},
+}
+# glm turns interleaved halves of its queries and keys, which keeps one more copy
+TOLERANCE = {"glm": 0.07}
+
+
+def kept(family: str, layers: int, method: Method, dtype: torch.dtype) -> tuple[int, shape.Shape]:
+    """Bytes that a forward pass keeps beside the weights and their casts, and the model's shape."""
+    depth = {"n_layer" if family == "gpt2" else "num_hidden_layers": layers}
+    model = tiny.make(family, **FAMILIES[family], **depth).to(dtype)
+    model.config.dtype = dtype
+    found = shape.read(model.config)
+    model = method.attach(model.train())
+    own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
+    storages, alive = {}, []
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own and tensor.shape[:1] in ((ROWS,), (ROWS * LENGTH,)):
+            storages[storage.data_ptr()] = storage.nbytes()
+            alive.append(tensor)
+        return tensor
+
+    ids = torch.randint(5, 300, (ROWS, LENGTH))
+    with (
+        torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
+        computing(model),
+        method.training(model),
+    ):
+        _ = modules.backbone(model)(input_ids=ids, use_cache=False).last_hidden_state
+    return sum(storages.values()), found
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("name", ["lora", "full"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_block_keeps_what_the_formula_says(family: str, name: str, dtype: torch.dtype):
+    method = METHODS[name]()
+    less, _ = kept(family, 2, method, dtype)
+    more, found = kept(family, 4, method, dtype)
+    measured = (more - less) / 2 / (ROWS * LENGTH)
+    tolerance = TOLERANCE.get(family, 0.01 if name == "lora" or dtype == torch.float32 else 0.08)
+    assert block_bytes(found, method, dtype.itemsize) == pytest.approx(measured, rel=tolerance)
+
+
+def test_fewer_adapted_linears_keep_less():
+    method = METHODS["lora"](target_modules=("q_proj", "v_proj"))
+    less, _ = kept("llama", 2, method, torch.float32)
+    more, found = kept("llama", 4, method, torch.float32)
+    assert block_bytes(found, method, 4) == pytest.approx((more - less) / 2 / (ROWS * LENGTH), rel=0.01)
+
+
+def test_frozen_blocks_below_the_first_that_trains_keep_nothing():
+    found = kept("llama", 4, METHODS["full"](), torch.float32)[1]
+    assert kept_blocks(found, METHODS["freeze"](blocks=1)) == 1
+    assert kept_blocks(found, METHODS["freeze"](blocks=4)) == kept_blocks(found, METHODS["lora"]()) == 4
+    one, _ = kept("llama", 4, METHODS["freeze"](blocks=1), torch.float32)
+    two, _ = kept("llama", 4, METHODS["freeze"](blocks=2), torch.float32)
+    measured = (two - one) / (ROWS * LENGTH)
+    assert block_bytes(found, METHODS["freeze"](blocks=2), 4) == pytest.approx(measured, rel=0.01)
+
+
+def test_recomputing_keeps_one_block_and_an_input_of_each():
+    found = kept("llama", 4, METHODS["full"](), torch.float32)[1]
+    whole = tape(found, METHODS["full"](), "float32")
+    spared = whole.kept_bytes(4096, 0, recompute=False) - whole.kept_bytes(4096, 0, recompute=True)
+    assert spared == pytest.approx(4096 * (3 * whole.block_bytes - 4 * whole.hidden_bytes), rel=1e-6)
