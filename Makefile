@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint clean FORCE
+.PHONY: help setup demo test lint base clean FORCE
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,6 +26,10 @@ lint: setup ## ruff and pyright
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+
+base: $(VENV)/.runtime ## make the embedded base model again, into the package (about an hour on two cores)
+	$(BIN)/weitiao train recipes/tiny-zh-base.yaml
+	cp runs/tiny-zh-base/model/* weitiao/demo/weitiao-tiny-zh/
 
 clean: ## remove .venv, caches and build outputs; runs/ stays
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache

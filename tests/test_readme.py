@@ -23,6 +23,7 @@ ROOT = Path(__file__).parent.parent
 FENCE = re.compile(r"^```(\w+)([^\n]*)\n(.*?)^```", re.M | re.S)
 READMES = [ROOT / "README.md", ROOT / "README.zh.md"]
 PAGES = [*READMES, ROOT / "recipes" / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+ENGLISH = [page for page in PAGES if "zh" not in page.relative_to(ROOT).as_posix()]
 
 
 class Block(NamedTuple):
@@ -60,8 +61,22 @@ def rows() -> str:
     return next(block.text for block in blocks(READMES[0]) if "> rows.jsonl" in block.text)
 
 
+def translated(page: Path) -> Path:
+    """The Chinese page beside an English one."""
+    return page.with_name("README.zh.md") if page.name == "README.md" else ROOT / "docs" / "zh" / page.name
+
+
+@pytest.mark.parametrize("page", [page for page in ENGLISH if translated(page).is_file()], ids=lambda page: page.name)
+def test_the_chinese_page_has_the_same_commands(page: Path):
+    ours, theirs = (
+        [block for block in blocks(one) if block.tag != "no-run" and block.language in ("bash", "text")]
+        for one in (page, translated(page))
+    )
+    assert ours == theirs
+
+
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+@pytest.mark.parametrize("page", ENGLISH, ids=lambda page: str(page.relative_to(ROOT)))
 def test_its_commands_run(page: Path, tmp_path: Path, rows: str):
     (tmp_path / "recipes").symlink_to(ROOT / "recipes")
     found = [block for block in blocks(page) if block.language in ("bash", "text")]

@@ -64,21 +64,17 @@ def plan_epoch(
     epoch: int,
     *,
     start_tokens: int = 128,
-    shuffle: bool = True,
 ) -> list[list[list[int]]]:
     """The epoch as steps, each a list of micro-batches, each a list of indices into ``lengths``.
 
     Every row occurs exactly once; every step but the last has ``batch_size`` rows. A micro-batch holds at most
     ``micro_batch_tokens`` padded tokens (rows × longest row; None: no bound), or one row that is longer by itself; this
     bound moves rows between micro-batches of one step and never between steps. ``start_tokens`` is what starting one
-    more micro-batch costs, in tokens: padding below it is cheaper than a cut. Without ``shuffle`` the steps follow the
-    rows as they come.
+    more micro-batch costs, in tokens: padding below it is cheaper than a cut.
     """
     if batch_size < 1 or (micro_batch_tokens is not None and micro_batch_tokens < 1):
         raise InputError(t("batch_size and micro_batch_tokens must be at least 1"))
-    order = list(range(len(lengths)))
-    if shuffle:
-        order = np.random.default_rng((seed, epoch)).permutation(len(lengths)).tolist()
+    order = np.random.default_rng((seed, epoch)).permutation(len(lengths)).tolist()
     return [
         micro_batches(order[start : start + batch_size], lengths, micro_batch_tokens, start_tokens)
         for start in range(0, len(order), batch_size)

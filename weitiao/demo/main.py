@@ -48,7 +48,7 @@ def verb(
     output: Annotated[Path, typer.Option(help="the run folder; a former demo in it is replaced")] = Path(
         "runs/hotel-demo"
     ),
-    count: Annotated[int, typer.Option("--dialogues", min=20, help="how many dialogues are written")] = 1000,
+    count: Annotated[int, typer.Option("--dialogues", min=20, help="how many dialogues are written")] = 600,
     epochs: Annotated[float, typer.Option(min=0.01, help="times that tuning sees the training dialogues")] = 2,
     as_json: Annotated[bool, typer.Option("--json", help="end with one JSON object on stdout")] = False,
 ) -> None:
@@ -58,7 +58,7 @@ def verb(
         print(json.dumps(figures, ensure_ascii=False))
 
 
-def demo(seed: int = 0, output: str | Path = "runs/hotel-demo", count: int = 1000, epochs: float = 2) -> dict[str, Any]:
+def demo(seed: int = 0, output: str | Path = "runs/hotel-demo", count: int = 600, epochs: float = 2) -> dict[str, Any]:
     """Run the main job; returns the figures that ``--json`` prints. Everything lands in the run folder ``output``.
 
     InputError where ``output`` holds a run of somebody else's.

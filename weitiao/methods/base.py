@@ -97,6 +97,8 @@ def train_only(model: nn.Module, names: set[str]) -> None:
 
 def save_plain(model: Any, folder: Path) -> None:
     """Write ``model`` as a plain model folder in its compute dtype, however its trainables are held."""
+    from weitiao.models.shape import quiet
+
     dtype = compute_dtype(model)
     cast: dict[int, torch.Tensor] = {}  # by address, so that tied weights stay one tensor and are written once
     state = {
@@ -104,7 +106,8 @@ def save_plain(model: Any, folder: Path) -> None:
         for name, tensor in model.state_dict().items()
     }
     try:
-        model.save_pretrained(folder, state_dict=state)
+        with quiet():
+            model.save_pretrained(folder, state_dict=state)
     finally:
         model.config.dtype = dtype  # it notes the parameters' dtype instead
     model.config.save_pretrained(folder)

@@ -43,6 +43,7 @@ def whole(path: Path, tensor_bytes: int) -> Iterator[Path]:
         temporary.mkdir()
         yield temporary
         for file in (*temporary.rglob("*"), temporary):
+            file.chmod(0o755 if file.is_dir() else 0o644)  # safetensors writes files that only their owner may read
             flush(file)
         if path.exists():
             os.replace(path, former)

@@ -48,6 +48,11 @@ class ModelOptions(Options):
     tokenizer: str | dict[str, Any] | None = Field(
         default=None, description="a folder with the tokenizer, or how to train one; the model's own if absent"
     )
+    initialize: Literal["normal", "copying"] = Field(
+        default="normal",
+        description="weights of a new model: normal: random; copying: random, with heads that find and repeat what stood "
+        "before already in place (Llama with rope_theta 1e6), for small models and little text",
+    )
 
 
 def choose_dtype(wanted: str, new: bool = False) -> str:
@@ -155,6 +160,10 @@ def _build(
     with torch.random.fork_rng(devices=[]), quiet():
         torch.manual_seed(seed)
         model = shape.auto_class(config).from_config(config, dtype=dtype, attn_implementation=attention(config))
+    if options.initialize == "copying":
+        from weitiao.models.circuits import copying
+
+        copying(model, seed)
     return model.eval()
 
 

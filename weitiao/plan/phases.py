@@ -11,9 +11,9 @@ matrix products at the machine's measured rate, plus memory traffic and the cost
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from weitiao import machine
@@ -105,7 +105,7 @@ class Plan:
         return asdict(self) | derived
 
 
-def facts(dtype: str, folder: str | os.PathLike[str] = ".") -> Facts:
+def facts(dtype: str, folder: str | Path = ".") -> Facts:
     """The machine as it is now; the run will write below ``folder``."""
     device = machine.device()
     held = resident_bytes()

@@ -46,10 +46,7 @@ class Course:
             packed = pack(self.train, self.pack_tokens, seed=seed, epoch=epoch)
             self.examples = [example for example in packed if example.trained_tokens]  # a last row of one token
         lengths = [len(example) for example in self.examples]
-        options = self.options
-        self.steps = plan_epoch(
-            lengths, options.batch_size, self.micro_batch_tokens, seed, epoch, shuffle=options.shuffle
-        )
+        self.steps = plan_epoch(lengths, self.options.batch_size, self.micro_batch_tokens, seed, epoch)
         self.epoch = epoch
 
     def micro_batches(self, step: int) -> list[list[Example]]:
@@ -69,7 +66,7 @@ class Course:
         digest = 0
         for example in self.train:
             digest = zlib.crc32(example.mask.tobytes(), zlib.crc32(example.ids.tobytes(), digest))
-        kept = ("batch_size", "shuffle", "seed", "learning_rate", "schedule", "minimum_rate", "warmup_steps", "optimizer", "betas",
+        kept = ("batch_size", "seed", "learning_rate", "schedule", "minimum_rate", "warmup_steps", "optimizer", "betas",
                 "epsilon", "weight_decay", "max_grad_norm")  # fmt: skip
         values = self.options.model_dump(mode="json", include=set(kept))
         own = {"rows": len(self.train), "rows_crc32": digest, "pack_tokens": self.pack_tokens}

@@ -63,7 +63,4 @@ class TrainOptions(Options):
         default="auto",
         description="low: compute activations twice instead of keeping them; auto: only where they would not fit",
     )
-    shuffle: bool = Field(
-        default=True, description="rows in another order each epoch; false: as they come, for a curriculum"
-    )
     seed: int = Field(default=0, ge=0, description="order of the rows, dropout, initial adapter weights")
