@@ -2,8 +2,8 @@
 
     Chat((Message("user", "你好"), Message("assistant", "您好！")))
 
-Every type is frozen. ``id`` names the row in messages (file:line unless the row brings its own) and ``group`` what must not
-be torn apart by a split (a dialogue).
+Every type is frozen. ``id`` names the row in messages (file:line unless the row brings its own) and ``group`` what must
+not be torn apart by a split (a dialogue).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Call:
 
 @dataclass(frozen=True)
 class Message:
-    """One turn. An assistant's turn has text, calls or both; a tool's turn has the result's text and the tool's ``name``."""
+    """One turn. An assistant's has text, calls or both; a tool's has the result's text and the tool's ``name``."""
 
     role: Role
     content: str = ""

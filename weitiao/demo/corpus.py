@@ -21,7 +21,7 @@ from weitiao.demo import dialogues
 from weitiao.demo.database import Hotel, invent
 from weitiao.demo.dialogues import Guest, phrases, reply
 
-COUNT = 32_000
+COUNT = 14_000
 
 _KEYS = {  # search argument -> names other people's functions and notes use for it
     "name": ("名称", "酒店名", "hotel", "title", "hotel_name", "名字"),

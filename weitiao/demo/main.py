@@ -26,7 +26,7 @@ from weitiao.demo import parser
 from weitiao.demo.database import Database, search_hotels
 from weitiao.demo.dialogues import dialogues
 from weitiao.demo.tools import NAME
-from weitiao.errors import InputError, say, t
+from weitiao.errors import InputError, Interrupted, say, t
 from weitiao.runs import Run, command, is_run, write_atomic
 
 MEASURES = ("call_exact_match", "slot_f1", "bleu4", "task_success")
@@ -85,7 +85,11 @@ def demo(seed: int = 0, output: str | Path = "runs/hotel-demo", count: int = 600
         "output": str(output),
         "train": RECIPE["train"] | {"epochs": epochs, "seed": seed},
     }
-    result = run(Recipe.model_validate(values), evaluators={"dialogue": measured.watch}, overwrite=is_run(output))
+    try:
+        result = run(Recipe.model_validate(values), evaluators={"dialogue": measured.watch}, overwrite=is_run(output))
+    except Interrupted:
+        again = command("weitiao", "demo", "--seed", seed, "--output", output)
+        raise Interrupted(t("stopped; start it again with: {command}", command=again)) from None
     _record_tools(result.run, seed)
     _heading(4, t("the tuned model on the test dialogues"))
     tuned = open_model(output)

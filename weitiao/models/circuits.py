@@ -2,11 +2,11 @@
 
     copying(model, seed=0)          # a Llama with random weights, changed in place
 
-To repeat what stood before is what names, numbers and calls need, and a small model trained on a CPU reads too little to
-find it: two attention layers have to agree first. In block 0 every head attends to the token before and writes a sketch
-of it; in block 1 every head looks for tokens whose predecessor is the present token and copies them to the output
-(induction heads: Olsson et al. 2022, arXiv 2209.11895; structured initial attention: Trockman and Kolter 2023, arXiv
-2305.09828). Training goes on from there and is free to change all of it.
+To repeat what stood before is what names, numbers and calls need, and a small model trained on a CPU reads too little
+to find it: two attention layers have to agree first. In block 0 every head attends to the token before and writes a
+sketch of it; in block 1 every head looks for tokens whose predecessor is the present token and copies them to the
+output (induction heads: Olsson et al. 2022, arXiv 2209.11895; structured initial attention: Trockman and Kolter 2023,
+arXiv 2305.09828). Training goes on from there and is free to change all of it.
 """
 
 from __future__ import annotations

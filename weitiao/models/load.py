@@ -50,8 +50,8 @@ class ModelOptions(Options):
     )
     initialize: Literal["normal", "copying"] = Field(
         default="normal",
-        description="weights of a new model: normal: random; copying: random, with heads that find and repeat what stood "
-        "before already in place (Llama with rope_theta 1e6), for small models and little text",
+        description="weights of a new model: normal: random; copying: random, with heads that find and repeat what "
+        "stood before already in place (Llama with rope_theta 1e6), for small models and little text",
     )
 
 

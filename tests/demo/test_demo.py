@@ -1,0 +1,57 @@
+"""The main job at small size: every step runs, every file is there, and the figures have their fixed names."""
+
+import json
+
+import pytest
+
+from weitiao.cli import main
+from weitiao.demo.main import MEASURES
+from weitiao.generate.toolset import find_toolset
+from weitiao.runs import Run
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory):
+    output = tmp_path_factory.mktemp("demo") / "run"
+    words = ["demo", "--seed", "3", "--dialogues", "20", "--epochs", "0.5", "--output", str(output), "--json"]
+    with pytest.MonkeyPatch.context() as patch:
+        lines: list[str] = []
+        patch.setattr("builtins.print", lambda *words, **options: lines.append(" ".join(map(str, words))))
+        assert main(words) == 0
+    return output, json.loads(lines[-1])
+
+
+def test_it_ends_with_one_object_of_fixed_names(ran):
+    _, figures = ran
+    assert figures["seed"] == 3 and figures["seconds"] > 0
+    for system in ("base_zero_shot", "base_few_shot", "tuned"):
+        assert set(figures[system]) == set(MEASURES)
+        assert all(0 <= figures[system][name] <= (100 if name == "bleu4" else 1) for name in MEASURES)
+    assert figures["rule_parser"]["slot_f1"] > 0.5
+
+
+def test_the_run_folder_holds_all_that_the_report_shows(ran):
+    output, figures = ran
+    report = (output / "report.md").read_text(encoding="utf-8")
+    for system in ("base_zero_shot", "base_few_shot", "rule_parser", "tuned"):
+        assert system in report
+    assert str(figures["tuned"]["call_exact_match"]) in report
+    assert report.count("### test-") == 2  # all there are
+    assert (output / "loss.png").stat().st_size > 1000
+    rows = (output / "data" / "train.jsonl").read_text(encoding="utf-8").splitlines()
+    assert len(rows) == 16 and json.loads(rows[0])["tools"][0]["function"]["name"] == "search_hotels"
+    assert [record for record in Run.open(output).metrics() if "validation" in record]
+
+
+def test_a_run_of_the_demo_knows_its_tools(ran):
+    from weitiao.demo.tools import toolset
+
+    tools = find_toolset(ran[0], {"hotel": toolset})
+    assert tools.functions["search_hotels"](type="豪华型")["count"] > 0
+    assert tools.schemas[0]["function"]["name"] == "search_hotels"
+
+
+def test_another_run_in_the_folder_is_left_alone(tmp_path, capsys):
+    Run.create(tmp_path / "mine", {"output": "mine"})
+    assert main(["demo", "--output", str(tmp_path / "mine")]) == 2
+    assert "holds another run" in capsys.readouterr().err
