@@ -1,6 +1,8 @@
 """The main job at small size: every step runs, every file is there, and the figures have their fixed names."""
 
+import io
 import json
+from contextlib import redirect_stdout
 
 import pytest
 
@@ -14,10 +16,10 @@ from weitiao.runs import Run
 def ran(tmp_path_factory):
     output = tmp_path_factory.mktemp("demo") / "run"
     words = ["demo", "--seed", "3", "--dialogues", "20", "--epochs", "0.5", "--output", str(output), "--json"]
-    with pytest.MonkeyPatch.context() as patch:
-        lines: list[str] = []
-        patch.setattr("builtins.print", lambda *words, **options: lines.append(" ".join(map(str, words))))
+    printed = io.StringIO()
+    with redirect_stdout(printed):
         assert main(words) == 0
+    lines = printed.getvalue().splitlines()
     return output, json.loads(lines[-1])
 
 
