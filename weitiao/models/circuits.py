@@ -51,7 +51,7 @@ def copying(model: PreTrainedModel, seed: int = 0) -> None:
     pick[torch.cat([slow, slow + width // 2])] = (hidden / (2 * len(slow)) / (hidden / 2) ** 0.5) ** 0.5
     first, second = (model.model.layers[block].self_attn for block in (0, 1))
     with torch.no_grad():
-        _embed(model.get_input_embeddings().weight, basis[:, 0], norm, draw)
+        _embed(model.model.embed_tokens.weight, basis[:, 0], norm, draw)
         for name, weight in model.named_parameters():
             if "o_proj" in name or "down_proj" in name:
                 weight.mul_(0.5)  # quieter at first than the circuit
