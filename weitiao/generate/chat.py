@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from weitiao.data.messages import as_dicts
 from weitiao.data.render import EMPTY_THOUGHT
 from weitiao.data.rows import Call, Message
 from weitiao.data.tools import check
@@ -116,7 +117,7 @@ class Chat:
 
     def save(self, path: str | Path) -> None:
         """Append the conversation to a JSONL file as a row that ``weitiao train`` reads."""
-        row = {"messages": [as_row(message) for message in self.messages], "tools": list(self.tools.schemas)}
+        row = {"messages": as_dicts(self.messages), "tools": list(self.tools.schemas)}
         before = Path(path).read_text(encoding="utf-8") if Path(path).exists() else ""
         write_atomic(path, before + json.dumps(row, ensure_ascii=False) + "\n")
 
@@ -207,19 +208,6 @@ def words(text: str, syntax: str | None) -> str:
     return text.strip()
 
 
-def as_row(message: Message) -> dict[str, Any]:
-    """A message in the ``messages`` format of training data."""
-    row: dict[str, Any] = {"role": message.role, "content": message.content}
-    if message.calls:
-        row["tool_calls"] = [
-            {"type": "function", "function": {"name": call.name, "arguments": dict(call.arguments)}}
-            for call in message.calls
-        ]
-    if message.name:
-        row["name"] = message.name
-    return row
-
-
 def _error(problem: str) -> str:
     return json.dumps({"error": problem}, ensure_ascii=False)
 
@@ -293,7 +281,7 @@ def show_json(event: Event) -> None:
     if isinstance(event, ToolCall):
         fields |= {"name": event.call.name, "arguments": event.call.arguments, "problems": event.problems}
     elif isinstance(event, End):
-        fields |= as_row(event.message)
+        fields |= as_dicts([event.message])[0]
     else:
         fields |= vars(event)
     print(json.dumps(fields, ensure_ascii=False), flush=True)
