@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from weitiao.data.batch import Example, collate, pack, plan_epoch
+from weitiao.data.batch import Example, collate, pack, padded_length, plan_epoch
 from weitiao.errors import InputError
 
 LENGTHS = st.lists(st.integers(1, 300), max_size=60)
@@ -26,7 +26,7 @@ def test_every_row_once_in_whole_steps_and_bounded_micro_batches(lengths, batch_
     assert all(len(step) == batch_size for step in rows[:-1])
     for micro in (micro for step in steps for micro in step):
         assert micro
-        assert len(micro) == 1 or len(micro) * max(lengths[row] for row in micro) <= bound
+        assert len(micro) == 1 or len(micro) * padded_length(max(lengths[row] for row in micro)) <= bound
 
 
 @given(LENGTHS, st.integers(1, 9), st.integers(1, 600), st.integers(0, 99))
@@ -75,11 +75,19 @@ def test_wrong_sizes_are_refused():
 
 
 def test_collate_pads_on_the_right_and_never_trains_padding():
-    batch = collate([example(3, trained_from=1), example(1, start=9)], pad_id=7)
-    assert batch.ids.tolist() == [[0, 1, 2], [9, 7, 7]]
-    assert batch.mask.tolist() == [[False, True, True], [True, False, False]]
-    assert batch.attention.tolist() == [[1, 1, 1], [1, 0, 0]]
+    batch = collate([example(3, trained_from=1), example(1, start=9)], pad_id=7, positions=4)
+    assert batch.ids.tolist() == [[0, 1, 2, 7], [9, 7, 7, 7]]
+    assert batch.mask.tolist() == [[False, True, True, False], [True, False, False, False]]
+    assert batch.attention.tolist() == [[1, 1, 1, 0], [1, 0, 0, 0]]
     assert str(batch.ids.dtype) == "torch.int64" and str(batch.mask.dtype) == "torch.bool"
+
+
+@given(st.integers(1, 5000))
+def test_rows_are_padded_little_and_to_few_lengths(length):
+    width = padded_length(length)
+    assert length <= width < length + (8 if length <= 64 else 32) and padded_length(width) == width
+    assert collate([example(length)], 0).ids.shape == (1, width)
+    assert collate([example(length)], 0, positions=length).ids.shape == (1, length)
 
 
 def test_the_first_token_of_a_row_is_never_counted_as_trained():

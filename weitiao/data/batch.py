@@ -13,6 +13,7 @@ the short calls, then all the long answers), and a step would no longer be an ev
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -68,9 +69,9 @@ def plan_epoch(
     """The epoch as steps, each a list of micro-batches, each a list of indices into ``lengths``.
 
     Every row occurs exactly once; every step but the last has ``batch_size`` rows. A micro-batch holds at most
-    ``micro_batch_tokens`` padded tokens (rows × longest row; None: no bound), or one row that is longer by itself; this
-    bound moves rows between micro-batches of one step and never between steps. ``start_tokens`` is what starting one
-    more micro-batch costs, in tokens: padding below it is cheaper than a cut.
+    ``micro_batch_tokens`` padded tokens (rows × ``padded_length``; None: no bound), or one row that is longer by
+    itself; this bound moves rows between micro-batches of one step and never between steps. ``start_tokens`` is what
+    starting one more micro-batch costs, in tokens: padding below it is cheaper than a cut.
     """
     if batch_size < 1 or (micro_batch_tokens is not None and micro_batch_tokens < 1):
         raise InputError(t("batch_size and micro_batch_tokens must be at least 1"))
@@ -85,11 +86,12 @@ def micro_batches(rows: Sequence[int], lengths: Sequence[int], bound: int | None
     """``rows`` sorted from long to short (the largest memory first) and cut so that padded tokens plus
     ``start_tokens`` per micro-batch is least, within ``bound``."""
     rows = sorted(rows, key=lambda row: (-lengths[row], row))
+    padded_lengths = [padded_length(lengths[row]) for row in rows]
     cost, cut = [0] + [0] * len(rows), [0] * (len(rows) + 1)
     for end in range(1, len(rows) + 1):
         best = None
         for start in range(end - 1, -1, -1):
-            padded = (end - start) * lengths[rows[start]]
+            padded = (end - start) * padded_lengths[start]
             if bound is not None and padded > bound and end - start > 1:
                 break  # further rows are longer still
             total = cost[start] + padded + start_tokens
@@ -103,11 +105,20 @@ def micro_batches(rows: Sequence[int], lengths: Sequence[int], bound: int | None
     return batches[::-1]
 
 
-def collate(examples: Sequence[Example], pad_id: int) -> Batch:
-    """``examples`` as one right-padded batch; padding is never attended to and never a target."""
+def padded_length(length: int) -> int:
+    """What a row of ``length`` tokens is padded to: a multiple of 8, of 32 from 64 on. oneDNN compiles a kernel for
+    every size of a product that it meets, which takes longer than the product, so few sizes are worth some padding."""
+    multiple = 8 if length <= 64 else 32
+    return -(-length // multiple) * multiple
+
+
+def collate(examples: Sequence[Example], pad_id: int, positions: int | None = None) -> Batch:
+    """``examples`` as one right-padded batch, no longer than ``positions`` where a model has only so many; padding is
+    never attended to and never a target."""
     import torch
 
-    shape = (len(examples), max(len(example) for example in examples))
+    longest = max(len(example) for example in examples)
+    shape = (len(examples), max(longest, min(padded_length(longest), positions or sys.maxsize)))
     ids = np.full(shape, pad_id, dtype=np.int64)
     mask = np.zeros(shape, dtype=bool)
     attention = np.zeros(shape, dtype=np.int64)

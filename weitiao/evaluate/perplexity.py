@@ -47,7 +47,7 @@ def evaluate(model: nn.Module, examples: Sequence[Example], pad_id: int, tokeniz
     with evaluating(model):
         for batches in plan_epoch(lengths, 64, BATCH_TOKENS, 0, 0):
             for rows in batches:
-                batch = collate([examples[row] for row in rows], pad_id).to(device)
+                batch = collate([examples[row] for row in rows], pad_id, positions(model)).to(device)
                 total += nll(token_logps(model, batch.ids, None, batch.mask), batch.mask).double().cpu()
     loss = total.item() / tokens
     figures = {"loss": loss, "perplexity": math.exp(min(loss, 700)), "tokens": tokens}

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from weitiao import machine
-from weitiao.data.batch import Example, plan_epoch
+from weitiao.data.batch import Example, padded_length, plan_epoch
 from weitiao.methods.base import Method
 from weitiao.models.shape import Shape
 from weitiao.plan import activations, speed
@@ -221,7 +221,7 @@ def walk(course: Course, tape: Tape, held: Held, cost: speed.Cost, recompute: bo
         batches = course.micro_batches(step)
         seconds += cost.optimiser_seconds
         for number, batch in enumerate(batches):
-            length, trained = max(map(len, batch)), sum(example.trained_tokens for example in batch)
+            length, trained = padded_length(max(map(len, batch))), sum(example.trained_tokens for example in batch)
             seconds += cost.micro_batch_seconds(len(batch), length, trained)
             sizes.add(len(batch) * length)
             kept = tape.kept_bytes(len(batch) * length, trained, recompute)
@@ -238,7 +238,7 @@ def validation_pass(rows: Sequence[Example], bound: int, cost: speed.Cost) -> tu
     padded, seconds = 0, 0.0
     for batches in plan_epoch(lengths, 64, bound, 0, 0):
         for batch in batches:
-            length = max(lengths[row] for row in batch)
+            length = padded_length(max(lengths[row] for row in batch))
             padded = max(padded, len(batch) * length)
             seconds += cost.forward_seconds(len(batch), length, sum(rows[row].trained_tokens for row in batch))
     return padded, seconds

@@ -20,6 +20,7 @@ from torch import nn
 
 from weitiao.data.batch import Example, collate, plan_epoch
 from weitiao.errors import InputError, Interrupted, RunError, say, t
+from weitiao.generate.engine import positions
 from weitiao.methods.base import Method, compute_dtype, computing, trainable
 from weitiao.methods.folders import problems
 from weitiao.models import shape
@@ -198,7 +199,7 @@ class Trainer:
     def loss(self, examples: Sequence[Example]) -> torch.Tensor:
         """The task's summed loss over one micro-batch. Rows are padded on the right, where a causal model never looks,
         so no attention mask is needed and the fastest attention kernel is taken."""
-        batch = collate(examples, self.pad_id).to(self.device)
+        batch = collate(examples, self.pad_id, positions(self.model)).to(self.device)
         with computing(self.model), self.method.training(self.model):
             return self.task.loss(token_logps(self.model, batch.ids, None, batch.mask), batch.mask)
 

@@ -11,8 +11,9 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from weitiao.data.batch import Example, collate
+from weitiao.data.batch import Example, collate, padded_length
 from weitiao.errors import RunError, t
+from weitiao.generate.engine import positions
 from weitiao.methods.base import Method, computing
 from weitiao.train import checkpoint, memory
 from weitiao.train.course import Course
@@ -29,8 +30,8 @@ def worst(course: Course) -> list[Example]:
 
 
 def padded_tokens(batch: Sequence[Example]) -> int:
-    """Rows times the longest."""
-    return len(batch) * max(len(example) for example in batch)
+    """Rows times what the longest is padded to."""
+    return len(batch) * padded_length(max(len(example) for example in batch))
 
 
 def rehearse(
@@ -40,7 +41,7 @@ def rehearse(
     used. RunError if memory does not suffice or the loss is not finite."""
     course, state = Course(train, task, options), checkpoint.random_state()
     examples = worst(course)
-    batch = collate(examples, pad_id).to(next(model.parameters()).device)
+    batch = collate(examples, pad_id, positions(model)).to(next(model.parameters()).device)
     training = model.training
     try:
         with recomputing(model, memory.recomputes(options.memory, model, course.micro_batch_tokens)):
