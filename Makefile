@@ -27,9 +27,10 @@ lint: setup ## ruff and pyright
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
-base: $(VENV)/.runtime ## make the embedded base model again, into the package (17 minutes on two cores that do nothing else)
+base: $(VENV)/.runtime ## make the embedded base model again, into the package (an hour on two cores that do nothing else)
 	$(BIN)/weitiao train recipes/tiny-zh-base.yaml
-	cp runs/tiny-zh-base/model/* weitiao/demo/weitiao-tiny-zh/
+	cd runs/tiny-zh-base/talk/model && cp *config.json model.safetensors tokenizer.json chat_template.jinja weitiao_template.json \
+	  $(CURDIR)/weitiao/demo/weitiao-tiny-zh/
 
 clean: ## remove .venv, caches and build outputs; runs/ stays
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache

@@ -60,7 +60,10 @@ def _later(target: str) -> Callable[..., Any]:
 def extras() -> Extras:
     """The demo's corpus and tools, under the names that recipes and ``--tools`` use."""
     return Extras(
-        generators={"tiny-zh": _later("weitiao.demo.corpus:rows")},
+        generators={
+            "tiny-zh": _later("weitiao.demo.corpus:rows"),
+            "tiny-zh-talks": _later("weitiao.demo.corpus:talks"),
+        },
         tools={"hotel": _later("weitiao.demo.tools:toolset")},
     )
 

@@ -295,8 +295,7 @@ def _run_one(
     base = "" if recipe.model.config is not None else ready.model.path
     final = run.adapter if recipe.method.saves == "adapter" else run.model
     io.save(model, recipe.method, ready.tokenizer, ready.renderer, final, base)
-    if ready.tools:
-        save_toolset(final, ready.tools)
+    save_toolset(final, ready.tools)
     tuned = io.Tuned(model.eval(), ready.tokenizer, ready.renderer, recipe.method, base)
     figures = _measured(run, tuned, recipe)
     fact.report(recipe, run, ready, done, figures)

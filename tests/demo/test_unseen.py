@@ -33,6 +33,7 @@ def said(chats: list[Chat]) -> list[str]:
 def read_before() -> str:
     """All that the base and the tuning have read, with two seeds of tuning rows: the whole corpus, not a sample."""
     texts = [row.text for row in corpus.rows(0)]
+    texts += [message.content for chat in corpus.talks(0) for message in chat.messages]
     for seed in (0, 1):
         rows = list(dialogues(Database.build(seed), "train", 800, seed))
         texts += [message.content for chat in rows for message in chat.messages]
@@ -73,3 +74,4 @@ def test_parts_share_no_hotel_and_no_abbreviation():
 
 def test_the_base_never_reads_of_search_hotels(read_before):
     assert "search_hotels" not in "\n".join(row.text for row in corpus.rows(0, 5000))
+    assert "search_hotels" not in {chat.tools[0]["function"]["name"] for chat in corpus.talks(0)}

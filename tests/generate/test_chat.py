@@ -274,3 +274,9 @@ def test_quit_ends_and_errors_do_not(monkeypatch, capsys):
     assert captured.err.startswith("error: ")
     lines = [json.loads(line) for line in captured.out.splitlines()]
     assert lines == [{"type": "text", "text": "好"}, {"type": "end", "role": "assistant", "content": "好"}]
+
+
+def test_rows_with_a_function_each_leave_no_toolset(tmp_path):
+    save_toolset(tmp_path, [SCHEMA] * 33)
+    save_toolset(tmp_path, [])
+    assert not list(tmp_path.iterdir())

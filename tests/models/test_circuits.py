@@ -31,12 +31,12 @@ def repeated(initialize: str, dtype: str = "float32", seed: int = 0) -> float:
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_it_copies_before_it_has_learnt(dtype):
-    assert repeated("copying", dtype) > 0.4
+    assert repeated("copying", dtype) > 0.9
     assert repeated("normal", dtype) < 0.05
 
 
 def test_another_seed_is_another_model_that_copies_too():
-    assert repeated("copying", seed=7) > 0.4
+    assert repeated("copying", seed=7) > 0.9
 
 
 @pytest.mark.parametrize(

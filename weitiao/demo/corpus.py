@@ -1,6 +1,7 @@
 """What the embedded base ``weitiao-tiny-zh`` reads: text that is written here, from a seed, and nothing else.
 
-    for row in rows(seed=0): print(row.text)
+    for row in rows(seed=0): print(row.text)            # read first, whole
+    for chat in talks(seed=0): print(chat.messages)     # then; the assistant's turns are learnt
 
 Hotel talk with its meaning noted beside it, records and questions about them, conversations with made-up tools, copying
 and arithmetic drills, simple sentences. It never names ``search_hotels``, holds only hotels of the train part and only
@@ -11,28 +12,31 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields as dataclass_fields
 from functools import cache
 from typing import Any
 
-from weitiao.data.rows import Text
+from weitiao.data.crosswoz import SEARCH_HOTELS
+from weitiao.data.rows import Call, Chat, Message, Text
 from weitiao.demo import dialogues
-from weitiao.demo.database import Hotel, invent
-from weitiao.demo.dialogues import Guest, phrases, reply
+from weitiao.demo.database import FIRST, SECOND, Hotel, invent
+from weitiao.demo.dialogues import ARGUMENTS, Guest, phrases, reply
 
-COUNT = 14_000
+COUNT = 50_000
+TALKS = 10_000
 
 _KEYS = {  # search argument -> names other people's functions and notes use for it
-    "name": ("名称", "酒店名", "hotel", "title", "hotel_name", "名字"),
-    "type": ("类型", "档次", "kind", "class", "category", "level"),
-    "facilities": ("设施", "服务", "services", "features", "amenities", "设施要求"),
-    "price_range_lower": ("最低价", "价格下限", "min_price", "price_range_from", "price_min", "price_lower"),
-    "price_range_upper": ("最高价", "价格上限", "max_price", "price_range_to", "price_max", "price_upper"),
-    "rating_range_lower": ("最低分", "评分下限", "min_score", "rating_range_from", "rating_min", "rating_lower"),
-    "rating_range_upper": ("最高分", "评分上限", "max_score", "rating_range_to", "rating_max", "rating_upper"),
+    "name": ("名称", "酒店名", "hotel", "hotel_name"),
+    "type": ("类型", "档次", "kind", "category"),
+    "facilities": ("设施", "服务", "services", "amenities"),
+    "price_range_lower": ("最低价", "价格下限", "min_price", "price_range_from"),
+    "price_range_upper": ("最高价", "价格上限", "max_price", "price_range_to"),
+    "rating_range_lower": ("最低分", "评分下限", "min_score", "rating_range_from"),
+    "rating_range_upper": ("最高分", "评分上限", "max_score", "rating_range_to"),
 }
 _FUNCTIONS = "find_hotel query_rooms lookup get_hotels hotel_search find_rooms 查酒店 list_stays query".split()
+_BOXES = (("items", "total"), ("list", "n"), ("results", "found"), ("hotels", "number"))
 _FIELDS = tuple(field.name for field in dataclass_fields(Hotel))
 _END = "<|im_end|>\n"
 _SYSTEMS = "你是助手。 你帮客人订房。 你是客服。 你负责查询。 你是前台。 请回答客人。 你是一个有用的助手。".split()
@@ -50,54 +54,201 @@ def _hotel(random_: random.Random) -> Hotel:
     return invent(random_, tuple(phrases()["facilities"]), "train")
 
 
-def _talk(random_: random.Random, turns: int) -> Iterator[tuple[dialogues.Request, Hotel]]:
-    """A guest's requests one after another, each with a hotel it could be about."""
-    guest = Guest(random_, "seen")
+class _Mumbling(Guest):
+    """A guest who also says what means nothing: ``stray`` characters around the pieces. Whoever reads this learns to
+    look for the words that carry the meaning, wherever they stand, and not for the sentences around them."""
+
+    def __init__(self, random_: random.Random, stray: str):
+        super().__init__(random_, "seen")
+        self.stray = stray
+
+    def pick(self, *path: str) -> str:
+        piece = super().pick(*path)
+        if self.random.random() < 0.4 and not piece.startswith(_NAMES):
+            piece = self._stray() + piece
+        if self.random.random() < 0.3 and not piece.endswith(_NAMES):
+            piece += self._stray()
+        return piece
+
+    def _stray(self) -> str:
+        stray = "".join(self.random.choices(self.stray, k=self.random.choice((1, 1, 2, 2, 3, 4))))
+        return stray + ("，" if self.random.random() < 0.15 else "")
+
+
+_NAMES = ("{name}", "{ref}")  # stray characters beside a name would seem to belong to it
+
+
+def _guest(random_: random.Random) -> Guest:
+    return _Mumbling(random_, _neutral()) if random_.random() < 0.5 else Guest(random_, "seen")
+
+
+def _talk(random_: random.Random, turns: int, guest: Guest) -> Iterator[tuple[dialogues.Request, Hotel]]:
+    """A guest's requests one after another, each with the hotel it names, or with any."""
     hotels = [_hotel(random_) for _ in range(4)]
     request = dialogues.opening(guest, hotels)
-    yield request, random_.choice(hotels)
-    for _ in range(turns - 1):
-        request = dialogues.following(guest, hotels, request.state, hotels[:3])
-        yield request, random_.choice(hotels)
+    for turn in range(turns):
+        if turn:
+            request = dialogues.following(guest, hotels, request.state, hotels[:3])
+        named = [hotel for hotel in hotels if request.state.get("name") in (hotel.name, hotel.short)]
+        yield request, random_.choice(named or hotels)
+
+
+def _notation(random_: random.Random) -> tuple[str, Callable[[dialogues.State], str]]:
+    """One of several ways to note what a guest wants: the line that declares its names, and what writes it."""
+    keys = {name: random_.choice(names) for name, names in _KEYS.items()}
+    style = random_.randrange(3)
+
+    def note(state: dialogues.State) -> str:
+        noted = {keys[name]: value for name, value in state.items()}
+        if style == 0:
+            return json.dumps(noted, ensure_ascii=False)
+        between, equals = ("；", "=") if style == 1 else ("，", "是")
+        return between.join(key + equals + _plain(value) for key, value in noted.items())
+
+    return f"记录({', '.join(keys.values())})", note
+
+
+def _meanings(random_: random.Random) -> str:
+    """Single clauses and what each of them sets."""
+    guest, (declared, note) = _guest(random_), _notation(random_)
+    lines = [declared]
+    for _ in range(random_.randint(5, 9)):
+        clause, values = getattr(
+            guest, random_.choice(("type", "facilities", "facilities", "price", "price", "rating"))
+        )(None)
+        lines.append(f"{clause}：{note(dialogues.ordered(values))}")
+    return "\n".join(lines)
 
 
 def _notes(random_: random.Random) -> str:
-    """What guests say, with its meaning noted after each turn, in one of several notations."""
-    keys = {name: random_.choice(names[:2]) for name, names in _KEYS.items()}
-    style = random_.randrange(3)
-    lines = []
-    for request, _ in _talk(random_, random_.randint(1, 4)):
-        noted = {keys[name]: value for name, value in request.state.items()}
-        if style == 0:
-            note = json.dumps(noted, ensure_ascii=False)
-        else:
-            between, equals = ("；", "=") if style == 1 else ("，", "是")
-            note = between.join(key + equals + _plain(value) for key, value in noted.items())
-        lines.append(f"客人：{request.said}\n要求：{note}")
+    """What guests say, with all that holds noted after each turn."""
+    declared, note = _notation(random_)
+    lines = [declared]
+    for _ in range(random_.choice((1, 1, 2))):
+        lines += [
+            f"客人：{request.said}\n要求：{note(request.state)}"
+            for request, _ in _talk(random_, random_.randint(1, 4), _guest(random_))
+        ]
     return "\n".join(lines)
 
 
 def _tool_talk(random_: random.Random) -> str:
     """A conversation in the chat format with a hotel function nobody else has: its names come from the system turn."""
-    function, order = random_.choice(_FUNCTIONS), list(_KEYS)
+    function = random_.choice(_FUNCTIONS)
     keys = {name: random_.choice(names) for name, names in _KEYS.items()}
-    text = _turn("system", f"{random_.choice(_SYSTEMS)}\n工具：{function}({', '.join(keys[name] for name in order)})")
-    box, total = random_.choice((("items", "total"), ("list", "n"), ("results", "found"), ("hotels", "number")))
-    for request, hotel in _talk(random_, random_.randint(1, 3)):
+    text = _turn("system", f"{random_.choice(_SYSTEMS)}\n工具：{function}({', '.join(keys.values())})")
+    box, total = random_.choice(_BOXES)
+    for request, hotel in _talk(random_, random_.choice((1, 1, 2, 2, 3)), _guest(random_)):
         text += _turn("user", request.said)
         text += _turn("assistant", _call(function, {keys[name]: value for name, value in request.state.items()}))
         found, fields = [hotel, _hotel(random_)][: random_.choice((0, 1, 1, 2))], _some_fields(random_)
         shown = [_shown(one, fields) for one in found]
         text += _turn("tool", json.dumps({total: len(found), box: shown}, ensure_ascii=False))
-        text += _turn("assistant", _other_style(random_, shown))
+        asked = request.about if found and request.about in fields else None
+        text += _turn("assistant", _answer(random_, hotel, asked) if asked else _other_style(random_, shown))
         if found and random_.random() < 0.6:
             text += _asked(random_, found, fields)
     return text.removesuffix(_END)  # the tokenizer's end of text is the same token
 
 
+def talks(seed: int = 0, count: int = TALKS) -> Iterator[Chat]:
+    """``count`` conversations drawn from ``seed``, of which the assistant's turns are to be learnt: what a call looks
+    like, when there is one, and where its arguments come from, with functions that nobody else has."""
+    for number in range(count):
+        yield _talked(random.Random(f"talk {seed} {number}"), f"talk-{number}")
+
+
+def _talked(random_: random.Random, name: str) -> Chat:
+    """One conversation. What the assistant says follows from what stands before, so that it can be learnt."""
+    function, keys = _names(random_)
+    box, total = random_.choice(_BOXES)
+    messages = [Message("system", random_.choice(_SYSTEMS))]
+    guest = _Mumbling(random_, _unmeant()) if random_.random() < 0.6 else Guest(random_, "seen")
+    for request, hotel in _talk(random_, random_.choice((1, 1, 2, 2, 3)), guest):
+        messages.append(Message("user", _chatter(random_) + request.said))
+        arguments = {keys[argument]: value for argument, value in request.state.items()}
+        messages.append(Message("assistant", calls=(Call(function, arguments),)))
+        found = [hotel, _hotel(random_)][: random_.choice((0, 1, 1, 2, 2))]
+        fields = list(_FIELDS) if random_.random() < 0.4 else _some_fields(random_)
+        shown = [_shown(one, fields) for one in found]
+        messages.append(Message("tool", json.dumps({total: len(found), box: shown}, ensure_ascii=False), name=function))
+        asked = request.about if found and request.about in fields else None
+        told = _plain(getattr(hotel, asked)) if asked else "；".join(one["name"] for one in shown) or "没有找到"
+        messages.append(Message("assistant", told + "。"))
+        if found and random_.random() < 0.6:
+            asks, one, about, ref = _reference(random_, found, fields)
+            messages.append(Message("user", _chatter(random_) + asks.pick("ask", about).format(ref=ref)))
+            messages.append(Message("assistant", _plain(getattr(one, about)) + "。" if about in fields else "没有写。"))
+    return Chat(tuple(messages), (_schema(function, keys),), id=name, group=name)
+
+
+def _chatter(random_: random.Random) -> str:
+    """Now and then something that has nothing to do with hotels, before the matter itself."""
+    if random_.random() < 0.65:
+        return ""
+    (who, _), (does, _) = random_.choice(_WHO), random_.choice(_DOES)
+    city, thing, looks = random_.choice(_CITIES), random_.choice(_THINGS), random_.choice(_LOOKS)
+    return random_.choice(
+        (f"{who}{does}，", f"我们从{city}来，", f"{thing}{looks}，", f"{who}说{thing}{looks}，", "嗯，", "那个，")
+    )
+
+
+def _names(random_: random.Random) -> tuple[str, dict[str, str]]:
+    """A function's name and its parameters', put together anew each time, so that they have to be read off."""
+    if random_.random() < 0.6:
+        function = "search_hotels"
+        while function == "search_hotels":
+            function = f"{random_.choice(_VERBS)}_{random_.choice(_NOUNS)}"
+        words = _ENGLISH
+    else:
+        function, words = (
+            random_.choice("查找搜寻选问") + random_.choice(("酒店", "宾馆", "住处", "房间", "旅店")),
+            _CHINESE,
+        )
+    keys = {name: random_.choice(words[name]) for name in ("name", "type", "facilities")}
+    lower, upper = random_.choice(words["bounds"])
+    for slot in ("price", "rating"):
+        base = random_.choice(words[slot])
+        keys |= {f"{slot}_range_lower": lower.format(base), f"{slot}_range_upper": upper.format(base)}
+    return function, keys
+
+
+_VERBS = "search find get query list lookup fetch filter select request check browse".split()
+_NOUNS = "hotel hotels room rooms stay stays inn lodging places accommodation".split()
+_ENGLISH: dict[str, Any] = {
+    "name": "name hotel hotel_name title brand called".split(),
+    "type": "type kind category level grade class".split(),
+    "facilities": "facilities services amenities features equipment offers".split(),
+    "price": "price cost rate fee price_range cost_range".split(),
+    "rating": "rating score stars rating_range score_range points".split(),
+    "bounds": [
+        *(("min_{}", "max_{}"), ("{}_min", "{}_max"), ("{}_from", "{}_to"), ("{}_low", "{}_high")),
+        *(("lowest_{}", "highest_{}"), ("{}_lower", "{}_upper"), ("lower_{}", "upper_{}"), ("{}_above", "{}_below")),
+    ],
+}
+_CHINESE: dict[str, Any] = {
+    "name": "名称 酒店名 名字 店名 叫什么".split(),
+    "type": "类型 档次 级别 种类 等级".split(),
+    "facilities": "设施 服务 配套 设备 要求".split(),
+    "price": "价格 房价 价钱 费用 花费".split(),
+    "rating": "评分 分数 口碑 星级 得分".split(),
+    "bounds": [("最低{}", "最高{}"), ("{}下限", "{}上限"), ("{}从", "{}到"), ("{}不低于", "{}不高于")],
+}
+
+
+def _schema(function: str, keys: Mapping[str, str]) -> dict[str, Any]:
+    """The JSON schema of an invented hotel function: that of ``search_hotels`` under other names."""
+    known = SEARCH_HOTELS["function"]["parameters"]["properties"]
+    properties = {keys[name]: {"type": known[name]["type"]} for name in ARGUMENTS}
+    properties[keys["facilities"]]["items"] = {"type": "string"}
+    parameters = {"type": "object", "properties": properties}
+    return {"type": "function", "function": {"name": function, "parameters": parameters}}
+
+
 def _some_fields(random_: random.Random) -> list[str]:
-    """The name and one to four other fields, in the record's order: whole records would be mostly digits to copy."""
-    chosen = {"name", *random_.sample(_FIELDS[1:], random_.choice((1, 2, 2, 3, 4, 7)))}
+    """The name and some other fields, in the record's order: whole records, mostly digits to copy, are rare."""
+    count = 7 if random_.random() < 0.06 else random_.choice((1, 1, 2, 2, 3))
+    chosen = {"name", *random_.sample(_FIELDS[1:], count)}
     return [field for field in _FIELDS if field in chosen]
 
 
@@ -117,12 +268,18 @@ def _plain(value: Any) -> str:
 
 
 def _asked(random_: random.Random, found: Sequence[Hotel], fields: Sequence[str]) -> str:
-    guest, index = Guest(random_, "seen"), random_.randrange(len(found))
+    guest, hotel, about, ref = _reference(random_, found, fields)
+    said = "没有写。" if about not in fields else _answer(random_, hotel, about)
+    return _turn("user", guest.pick("ask", about).format(ref=ref)) + _turn("assistant", said)
+
+
+def _reference(random_: random.Random, found: Sequence[Hotel], fields: Sequence[str]) -> tuple[Guest, Hotel, str, str]:
+    """A guest who asks, the hotel among those found, the field that is asked for, and how the guest refers to it."""
+    guest, index = _guest(random_), random_.randrange(len(found))
     hotel, about = found[index], random_.choice([field for field in fields if field in phrases()["ask"]] or ["price"])
     which = "only" if len(found) == 1 else ("first", "second")[index]
     ref = guest.pick("refs", which) if random_.random() < 0.6 else random_.choice((hotel.name, hotel.short))
-    said = "没有写。" if about not in fields else _answer(random_, hotel, about)
-    return _turn("user", guest.pick("ask", about).format(ref=ref)) + _turn("assistant", said)
+    return guest, hotel, about, ref
 
 
 def _answer(random_: random.Random, hotel: Hotel, about: str) -> str:
@@ -280,20 +437,43 @@ def _sentences(random_: random.Random) -> str:
 
 
 @cache
-def _characters() -> str:
-    """The 3,755 most common Chinese characters (GB/T 2312, level 1), and figures and letters."""
+def _chinese() -> str:
+    """The 3,755 most common Chinese characters (GB/T 2312, level 1)."""
     level_one = bytes(byte for high in range(0xB0, 0xD8) for low in range(0xA1, 0xFF) for byte in (high, low))
-    return (
-        level_one.decode("gb2312", errors="ignore")
-        + "0123456789" * 20
-        + "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ" * 3
-    )
+    return level_one.decode("gb2312", errors="ignore")
+
+
+@cache
+def _characters() -> str:
+    """Chinese characters, figures and letters."""
+    return _chinese() + "0123456789" * 20 + "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ" * 3
+
+
+@cache
+def _unmeant() -> str:
+    """The Chinese characters that stand in no piece of speech that is read, and in no hotel's name."""
+
+    def seen(node: Any) -> str:
+        if isinstance(node, dict):
+            return "".join(seen(child) + key for key, child in node.items() if key != "held")
+        return "".join(node)
+
+    used = seen(phrases()) + FIRST + SECOND
+    return "".join(character for character in _chinese() if character not in used)
+
+
+@cache
+def _neutral() -> str:
+    """The Chinese characters that stand in no piece of speech and in no hotel's name."""
+    used = json.dumps(phrases(), ensure_ascii=False)
+    return "".join(character for character in _chinese() if character not in used)
 
 
 _MIX: dict[Callable[[random.Random], str], int] = {
-    _notes: 5,
-    _tool_talk: 9,
-    _records: 3,
+    _meanings: 5,
+    _notes: 6,
+    _tool_talk: 8,
+    _records: 2,
     _tools: 1,
     _copying: 2,
     _arithmetic: 1,

@@ -19,11 +19,11 @@ TYPES = ("经济型", "舒适型", "高档型", "豪华型")
 PARTS = {"train": 0.8, "validation": 0.1, "test": 0.1}
 PRICES = {"经济型": (80, 320), "舒适型": (220, 620), "高档型": (420, 1100), "豪华型": (700, 2600)}
 
-_FIRST = (
+FIRST = (
     "云锦海金银星月山江湖春夏秋东南西北华盛丰瑞祥福康宁泰安和顺兴隆凯君悦雅静清明朗晨曦彩虹翠竹梅兰松柏枫"
     "桐荷莲桂丹青碧玉珠宝龙凤鹤鹿鸿燕雁天宇航远博文思源恒信诚嘉禾景怡馨逸乐欣荣辉耀光曙霞岚溪泉"
 )
-_SECOND = "廷庭轩阁苑台楼城门桥洲岛湾港滩岸塘渚畔里坊居舍园林岭峰谷川原野田都京州府宫殿堂馆亭榭廊院巷街"
+SECOND = "廷庭轩阁苑台楼城门桥洲岛湾港滩岸塘渚畔里坊居舍园林岭峰谷川原野田都京州府宫殿堂馆亭榭廊院巷街"
 _PLACES = (*"国际 假日 商务 花园 皇家 中心 城市 时代 世纪 快捷 精品 温馨 阳光 四季".split(), "")
 _KINDS = ("酒店", "酒店", "大酒店", "宾馆", "饭店", "公寓", "客栈", "度假村", "旅馆", "会馆")
 _DISTRICTS = ("东城区", "西城区", "南湖区", "北辰区", "高新区", "滨江区", "望山区", "临海区", "新港区", "古塔区")
@@ -71,7 +71,7 @@ def invent(random_: random.Random, facilities: Sequence[str], part: str) -> Hote
     # Brands are of one length, so that none of a test hotel is the end of one met in training.
     name = ""
     while not name or part_of(name) != part:
-        name = random_.choice(_FIRST) + random_.choice(_FIRST + _SECOND) + random_.choice(_SECOND)
+        name = random_.choice(FIRST) + random_.choice(FIRST + SECOND) + random_.choice(SECOND)
     type_ = random_.choice(TYPES)
     low, high = PRICES[type_]
     count = random_.randint(2, 3 + TYPES.index(type_))

@@ -168,7 +168,7 @@ def check_prompts(model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> N
         raise InputError(problems)
 
 
-def positions(model: PreTrainedModel) -> int | None:
+def positions(model: Any) -> int | None:
     """How many tokens the model was made for, prompt and answer together; None where its configuration names none."""
     config = model.config.get_text_config(decoder=True)
     return getattr(config, "max_position_embeddings", None)

@@ -20,6 +20,7 @@ from weitiao.errors import InputError, say, t
 from weitiao.runs import is_run, write_atomic
 
 FILE = "tools.json"
+MOST = 32  # functions that a conversation can still list; rows that bring more have none in common
 Functions = Mapping[str, Callable[..., Any]]
 Builder = Callable[..., Functions]
 
@@ -38,7 +39,12 @@ def save_toolset(
     toolset: str | None = None,
     arguments: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write ``tools.json`` into ``folder``: the schemas, and which builder with which arguments makes the functions."""
+    """Write ``tools.json`` into ``folder``: the schemas, and which builder with which arguments makes the functions.
+
+    Nothing is written for no schemas at all, nor for more than a conversation could list.
+    """
+    if not 0 < len(schemas) <= MOST:
+        return
     content = {"toolset": toolset, "arguments": dict(arguments or {}), "schemas": [dict(schema) for schema in schemas]}
     write_atomic(Path(folder) / FILE, json.dumps(content, ensure_ascii=False, indent=1) + "\n")
 
