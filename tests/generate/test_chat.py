@@ -276,7 +276,8 @@ def test_quit_ends_and_errors_do_not(monkeypatch, capsys):
     assert lines == [{"type": "text", "text": "好"}, {"type": "end", "role": "assistant", "content": "好"}]
 
 
-def test_rows_with_a_function_each_leave_no_toolset(tmp_path):
+def test_rows_with_a_function_each_leave_no_toolset_and_say_so(tmp_path, capsys):
     save_toolset(tmp_path, [SCHEMA] * 33)
+    assert "33" in capsys.readouterr().err
     save_toolset(tmp_path, [])
     assert not list(tmp_path.iterdir())

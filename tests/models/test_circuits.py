@@ -41,7 +41,13 @@ def test_another_seed_is_another_model_that_copies_too():
 
 @pytest.mark.parametrize(
     "change",
-    [{"model_type": "qwen2"}, {"num_key_value_heads": 2}, {"num_hidden_layers": 1}, {"rope_theta": 10.0}],
+    [
+        {"model_type": "qwen2"},
+        {"num_attention_heads": 1, "num_key_value_heads": 1, "head_dim": 256},
+        {"num_key_value_heads": 2},
+        {"num_hidden_layers": 1},
+        {"rope_theta": 10.0},
+    ],
 )
 def test_what_cannot_hold_it_is_refused(change):
     with pytest.raises(InputError, match=r"model\.initialize"):

@@ -41,8 +41,13 @@ def save_toolset(
 ) -> None:
     """Write ``tools.json`` into ``folder``: the schemas, and which builder with which arguments makes the functions.
 
-    Nothing is written for no schemas at all, nor for more than a conversation could list.
+    Nothing is written for no schemas at all; nor, said aloud, for more than a conversation could list.
     """
+    if len(schemas) > MOST:
+        message = (
+            "{count} functions in the rows are more than a conversation can list ({most}); weitiao chat is given none"
+        )
+        say(message, count=len(schemas), most=MOST)
     if not 0 < len(schemas) <= MOST:
         return
     content = {"toolset": toolset, "arguments": dict(arguments or {}), "schemas": [dict(schema) for schema in schemas]}

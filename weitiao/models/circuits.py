@@ -47,9 +47,11 @@ def copying(model: Any, seed: int = 0) -> None:
     slow, fast = (angles < SLOW).nonzero().flatten(), (angles > FAST).float()
     even = heads % 2 == 0 and config.num_key_value_heads == heads and config.head_dim == width
     if config.model_type != "llama" or not even or config.num_hidden_layers < 2 or not len(slow) or not fast.any():
-        raise InputError(
-            t("model.initialize: copying needs a Llama of two blocks or more, ungrouped heads, rope_theta 1e6")
+        message = (
+            "model.initialize: copying needs a Llama of two blocks or more, an even number of ungrouped heads, "
+            "rope_theta 1e6"
         )
+        raise InputError(t(message))
     draw = torch.Generator().manual_seed(seed)
     basis = _orthogonal(hidden, draw)
     shared, token, room = basis[:, 0], basis[:, 1 : 1 + hidden // 2], basis[:, 1 + hidden // 2 :]
