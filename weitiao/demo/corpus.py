@@ -22,6 +22,7 @@ from weitiao.data.rows import Call, Chat, Message, Text
 from weitiao.demo import dialogues
 from weitiao.demo.database import FIRST, SECOND, Hotel, invent
 from weitiao.demo.dialogues import ARGUMENTS, Guest, phrases, reply
+from weitiao.demo.drills import CITIES, DOES, LOOKS, THINGS, WHO, arithmetic, chinese, copying, sentences
 
 COUNT = 50_000
 TALKS = 10_000
@@ -186,8 +187,8 @@ def _chatter(random_: random.Random) -> str:
     """Now and then something that has nothing to do with hotels, before the matter itself."""
     if random_.random() < 0.65:
         return ""
-    (who, _), (does, _) = random_.choice(_WHO), random_.choice(_DOES)
-    city, thing, looks = random_.choice(_CITIES), random_.choice(_THINGS), random_.choice(_LOOKS)
+    (who, _), (does, _) = random_.choice(WHO), random_.choice(DOES)
+    city, thing, looks = random_.choice(CITIES), random_.choice(THINGS), random_.choice(LOOKS)
     return random_.choice(
         (f"{who}{does}，", f"我们从{city}来，", f"{thing}{looks}，", f"{who}说{thing}{looks}，", "嗯，", "那个，")
     )
@@ -315,7 +316,7 @@ def _records(random_: random.Random) -> str:
 
 def _tools(random_: random.Random) -> str:
     """Other functions than hotels': weather, sums, tables, tickets."""
-    city, day = random_.choice(_CITIES), random_.choice(("今天", "明天", "后天", "周末"))
+    city, day = random_.choice(CITIES), random_.choice(("今天", "明天", "后天", "周末"))
     a, b = random_.randint(1, 999), random_.randint(1, 999)
     people, hour = random_.randint(1, 9), random_.randint(6, 22)
     asked, function, arguments, result, said = random_.choice(
@@ -358,97 +359,6 @@ def _call(name: str, arguments: dict[str, Any]) -> str:
     return f"<tool_call>{json.dumps({'name': name, 'arguments': arguments}, ensure_ascii=False)}</tool_call>"
 
 
-def _copying(random_: random.Random) -> str:
-    """Copy strings of any characters, whole or by the name that stands before them."""
-    words = ["".join(random_.choices(_characters(), k=random_.randint(2, 8))) for _ in range(random_.randint(2, 6))]
-    style = random_.randrange(4)
-    if style == 0:
-        return "\n".join(f"抄写：{word}\n{word}" for word in words)
-    if style == 1:
-        return "\n".join(["，".join(words)] * random_.randint(2, 3))
-    table = dict(zip(random_.sample("甲乙丙丁戊己", len(words)), words, strict=True))
-    said = "；".join(f"{name}是{word}" for name, word in table.items())
-    shown = json.dumps(table, ensure_ascii=False) if style == 2 else said
-    asked = [f"{name}是什么？{table[name]}" for name in random_.sample(list(table), len(table))]
-    return "\n".join([shown, *asked])
-
-
-def _arithmetic(random_: random.Random) -> str:
-    """Sums and differences, near a price as well, and numbers in Chinese."""
-    lines = []
-    for _ in range(random_.randint(2, 6)):
-        a, b = random_.randint(0, 2000), random_.choice((random_.randint(0, 999), 100, 50))
-        style = random_.randrange(4)
-        if style == 0:
-            lines.append(f"{a}+{b}={a + b}")
-        elif style == 1:
-            lines.append(f"{a + b}-{b}={a}")
-        elif style == 2:
-            middle = random_.randint(4, 40) * 50
-            lines.append(f"{middle}左右：{middle - dialogues.AROUND}到{middle + dialogues.AROUND}")
-        else:
-            hundred = random_.randint(1, 10)
-            lines.append(f"{'一千' if hundred == 10 else '一两三四五六七八九'[hundred - 1] + '百'}={hundred * 100}")
-    return "\n".join(lines)
-
-
-_CITIES = ("北京", "上海", "广州", "成都", "杭州", "西安", "武汉", "南京", "厦门", "昆明")
-_WHO = (
-    ("小明", "Tom"),
-    ("老师", "The teacher"),
-    ("妈妈", "Mother"),
-    ("我朋友", "My friend"),
-    ("医生", "The doctor"),
-    ("司机", "The driver"),
-)
-_DOES = (
-    ("喜欢喝茶", "likes tea"),
-    ("在看书", "is reading a book"),
-    ("每天跑步", "runs every day"),
-    ("去过那座城市", "has been to that city"),
-    ("想买一张票", "wants to buy a ticket"),
-    ("住在河边", "lives by the river"),
-    ("会做饭", "can cook"),
-    ("昨天很忙", "was busy yesterday"),
-)
-_THINGS = "红色的苹果 旧椅子 新鲜的鱼 窗边的花 桌上的信 远处的山 门口的猫 安静的房间 长长的路 热闹的市场".split()
-_LOOKS = "很好看 不太贵 让人高兴 已经没有了 还在那里 是昨天的 比以前大 值得一看 谁都知道 有点旧".split()
-
-
-def _sentences(random_: random.Random) -> str:
-    """Simple sentences in Chinese and English, some of them translated."""
-    lines = []
-    for _ in range(random_.randint(2, 5)):
-        (who, who_en), (does, does_en) = random_.choice(_WHO), random_.choice(_DOES)
-        thing, looks, city = random_.choice(_THINGS), random_.choice(_LOOKS), random_.choice(_CITIES)
-        lines.append(
-            random_.choice(
-                (
-                    f"{who}{does}。",
-                    f"{who_en} {does_en}.",
-                    f"{who}{does}。{who_en} {does_en}.",
-                    f"{thing}{looks}。",
-                    f"{who}说{thing}{looks}。",
-                    f"我们从{city}出发，{who}{does}。",
-                )
-            )
-        )
-    return "\n".join(lines)
-
-
-@cache
-def _chinese() -> str:
-    """The 3,755 most common Chinese characters (GB/T 2312, level 1)."""
-    level_one = bytes(byte for high in range(0xB0, 0xD8) for low in range(0xA1, 0xFF) for byte in (high, low))
-    return level_one.decode("gb2312", errors="ignore")
-
-
-@cache
-def _characters() -> str:
-    """Chinese characters, figures and letters."""
-    return _chinese() + "0123456789" * 20 + "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ" * 3
-
-
 @cache
 def _unmeant() -> str:
     """The Chinese characters that stand in no piece of speech that is read, and in no hotel's name."""
@@ -459,14 +369,14 @@ def _unmeant() -> str:
         return "".join(node)
 
     used = seen(phrases()) + FIRST + SECOND
-    return "".join(character for character in _chinese() if character not in used)
+    return "".join(character for character in chinese() if character not in used)
 
 
 @cache
 def _neutral() -> str:
     """The Chinese characters that stand in no piece of speech and in no hotel's name."""
     used = json.dumps(phrases(), ensure_ascii=False)
-    return "".join(character for character in _chinese() if character not in used)
+    return "".join(character for character in chinese() if character not in used)
 
 
 _MIX: dict[Callable[[random.Random], str], int] = {
@@ -475,7 +385,7 @@ _MIX: dict[Callable[[random.Random], str], int] = {
     _tool_talk: 8,
     _records: 2,
     _tools: 1,
-    _copying: 2,
-    _arithmetic: 1,
-    _sentences: 1,
+    copying: 2,
+    arithmetic: 1,
+    sentences: 1,
 }
