@@ -28,7 +28,7 @@ def test_a_gold_call_fits_its_schema_and_its_result_is_what_the_database_returns
                 found = search_hotels(DATABASE.part(part), **call.arguments)
                 result = json.loads(chat.messages[place + 1].content)
                 assert result["count"] == len(found)
-                assert [hotel["name"] for hotel in result["hotels"]] == [hotel.name for hotel in found[:2]]
+                assert [hotel["名称"] for hotel in result["hotels"]] == [hotel.name for hotel in found[:2]]
 
 
 def test_an_answer_says_only_what_the_conversation_holds(chats):
@@ -38,7 +38,7 @@ def test_an_answer_says_only_what_the_conversation_holds(chats):
             if message.role == "assistant" and message.content.endswith("分。") and "评分是" in message.content:
                 name, value = message.content.removesuffix("分。").split("的评分是")
                 results = [json.loads(m.content) for m in chat.messages[:place] if m.role == "tool"]
-                known = {hotel["name"]: hotel["rating"] for result in results for hotel in result["hotels"]}
+                known = {hotel["名称"]: hotel["评分"] for result in results for hotel in result["hotels"]}
                 assert known[name] == float(value)
 
 
@@ -91,7 +91,7 @@ def test_the_toolset_answers_like_the_database():
     search = toolset(seed=5)["search_hotels"]
     found = search_hotels(DATABASE.all, type="豪华型", price_range_upper=900)
     answer = search(type="豪华型", price_range_upper=900)
-    assert answer["count"] == len(found) and answer["hotels"][0]["name"] == found[0].name
+    assert answer["count"] == len(found) and answer["hotels"][0]["名称"] == found[0].name
 
 
 @pytest.mark.parametrize(

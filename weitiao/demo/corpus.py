@@ -13,32 +13,21 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import fields as dataclass_fields
 from functools import cache
 from typing import Any
 
 from weitiao.data.crosswoz import SEARCH_HOTELS
 from weitiao.data.rows import Call, Chat, Message, Text
 from weitiao.demo import dialogues
-from weitiao.demo.database import FIRST, SECOND, Hotel, invent
+from weitiao.demo.database import FIELDS, FIRST, SECOND, Hotel, invent, record
 from weitiao.demo.dialogues import ARGUMENTS, Guest, phrases, reply
 from weitiao.demo.drills import CITIES, DOES, LOOKS, THINGS, WHO, arithmetic, chinese, copying, sentences
 
-COUNT = 50_000
-TALKS = 10_000
+COUNT = 17_000
+TALKS = 17_000
 
-_KEYS = {  # search argument -> names other people's functions and notes use for it
-    "name": ("名称", "酒店名", "hotel", "hotel_name"),
-    "type": ("类型", "档次", "kind", "category"),
-    "facilities": ("设施", "服务", "services", "amenities"),
-    "price_range_lower": ("最低价", "价格下限", "min_price", "price_range_from"),
-    "price_range_upper": ("最高价", "价格上限", "max_price", "price_range_to"),
-    "rating_range_lower": ("最低分", "评分下限", "min_score", "rating_range_from"),
-    "rating_range_upper": ("最高分", "评分上限", "max_score", "rating_range_to"),
-}
-_FUNCTIONS = "find_hotel query_rooms lookup get_hotels hotel_search find_rooms 查酒店 list_stays query".split()
 _BOXES = (("items", "total"), ("list", "n"), ("results", "found"), ("hotels", "number"))
-_FIELDS = tuple(field.name for field in dataclass_fields(Hotel))
+_FIELDS = tuple(FIELDS)
 _END = "<|im_end|>\n"
 _SYSTEMS = "你是助手。 你帮客人订房。 你是客服。 你负责查询。 你是前台。 请回答客人。 你是一个有用的助手。".split()
 
@@ -65,9 +54,9 @@ class _Mumbling(Guest):
 
     def pick(self, *path: str) -> str:
         piece = super().pick(*path)
-        if self.random.random() < 0.4 and not piece.startswith(_NAMES):
+        if self.random.random() < 0.4:
             piece = self._stray() + piece
-        if self.random.random() < 0.3 and not piece.endswith(_NAMES):
+        if self.random.random() < 0.3:
             piece += self._stray()
         return piece
 
@@ -76,27 +65,27 @@ class _Mumbling(Guest):
         return stray + ("，" if self.random.random() < 0.15 else "")
 
 
-_NAMES = ("{name}", "{ref}")  # stray characters beside a name would seem to belong to it
-
-
 def _guest(random_: random.Random) -> Guest:
-    return _Mumbling(random_, _neutral()) if random_.random() < 0.5 else Guest(random_, "seen")
+    return _Mumbling(random_, _unmeant()) if random_.random() < 0.6 else Guest(random_, "seen")
 
 
 def _talk(random_: random.Random, turns: int, guest: Guest) -> Iterator[tuple[dialogues.Request, Hotel]]:
-    """A guest's requests one after another, each with the hotel it names, or with any."""
-    hotels = [_hotel(random_) for _ in range(4)]
+    """A guest's requests one after another, each with the hotel it names, or with any, which is not named again: what
+    is asked about a hotel that was shown needs no other call."""
+    hotels = [_hotel(random_) for _ in range(turns + 2)]
     request = dialogues.opening(guest, hotels)
     for turn in range(turns):
         if turn:
             request = dialogues.following(guest, hotels, request.state, hotels[:3])
         named = [hotel for hotel in hotels if request.state.get("name") in (hotel.name, hotel.short)]
-        yield request, random_.choice(named or hotels)
+        hotel = random_.choice(named or hotels)
+        hotels.remove(hotel)
+        yield request, hotel
 
 
 def _notation(random_: random.Random) -> tuple[str, Callable[[dialogues.State], str]]:
     """One of several ways to note what a guest wants: the line that declares its names, and what writes it."""
-    keys = {name: random_.choice(names) for name, names in _KEYS.items()}
+    _, keys = _names(random_)
     style = random_.randrange(3)
 
     def note(state: dialogues.State) -> str:
@@ -114,9 +103,12 @@ def _meanings(random_: random.Random) -> str:
     guest, (declared, note) = _guest(random_), _notation(random_)
     lines = [declared]
     for _ in range(random_.randint(5, 9)):
-        clause, values = getattr(
-            guest, random_.choice(("type", "facilities", "facilities", "price", "price", "rating"))
-        )(None)
+        kind = random_.choice(("name", "type", "facilities", "facilities", "price", "price", "rating"))
+        if kind == "name":
+            request = dialogues.by_name(guest, _hotel(random_))
+            clause, values = request.said, request.state
+        else:
+            clause, values = getattr(guest, kind)(None)
         lines.append(f"{clause}：{note(dialogues.ordered(values))}")
     return "\n".join(lines)
 
@@ -127,7 +119,7 @@ def _notes(random_: random.Random) -> str:
     lines = [declared]
     for _ in range(random_.choice((1, 1, 2))):
         lines += [
-            f"客人：{request.said}\n要求：{note(request.state)}"
+            f"客人：{_chatter(random_)}{request.said}\n要求：{note(request.state)}"
             for request, _ in _talk(random_, random_.randint(1, 4), _guest(random_))
         ]
     return "\n".join(lines)
@@ -135,15 +127,14 @@ def _notes(random_: random.Random) -> str:
 
 def _tool_talk(random_: random.Random) -> str:
     """A conversation in the chat format with a hotel function nobody else has: its names come from the system turn."""
-    function = random_.choice(_FUNCTIONS)
-    keys = {name: random_.choice(names) for name, names in _KEYS.items()}
+    function, keys = _names(random_)
     text = _turn("system", f"{random_.choice(_SYSTEMS)}\n工具：{function}({', '.join(keys.values())})")
     box, total = random_.choice(_BOXES)
     for request, hotel in _talk(random_, random_.choice((1, 1, 2, 2, 3)), _guest(random_)):
         text += _turn("user", request.said)
         text += _turn("assistant", _call(function, {keys[name]: value for name, value in request.state.items()}))
         found, fields = [hotel, _hotel(random_)][: random_.choice((0, 1, 1, 2))], _some_fields(random_)
-        shown = [_shown(one, fields) for one in found]
+        shown = [record(one, fields) for one in found]
         text += _turn("tool", json.dumps({total: len(found), box: shown}, ensure_ascii=False))
         asked = request.about if found and request.about in fields else None
         text += _turn("assistant", _answer(random_, hotel, asked) if asked else _other_style(random_, shown))
@@ -164,17 +155,16 @@ def _talked(random_: random.Random, name: str) -> Chat:
     function, keys = _names(random_)
     box, total = random_.choice(_BOXES)
     messages = [Message("system", random_.choice(_SYSTEMS))]
-    guest = _Mumbling(random_, _unmeant()) if random_.random() < 0.6 else Guest(random_, "seen")
-    for request, hotel in _talk(random_, random_.choice((1, 1, 2, 2, 3)), guest):
+    for request, hotel in _talk(random_, random_.choice((1, 2, 2, 3, 3, 4)), _guest(random_)):
         messages.append(Message("user", _chatter(random_) + request.said))
         arguments = {keys[argument]: value for argument, value in request.state.items()}
         messages.append(Message("assistant", calls=(Call(function, arguments),)))
-        found = [hotel, _hotel(random_)][: random_.choice((0, 1, 1, 2, 2))]
-        fields = list(_FIELDS) if random_.random() < 0.4 else _some_fields(random_)
-        shown = [_shown(one, fields) for one in found]
+        found = [hotel, _hotel(random_)][: random_.choice((0, 1, 1, 2))]
+        fields = list(_FIELDS) if random_.random() < 0.25 else _some_fields(random_)
+        shown = [record(one, fields) for one in found]
         messages.append(Message("tool", json.dumps({total: len(found), box: shown}, ensure_ascii=False), name=function))
         asked = request.about if found and request.about in fields else None
-        told = _plain(getattr(hotel, asked)) if asked else "；".join(one["name"] for one in shown) or "没有找到"
+        told = _plain(getattr(hotel, asked)) if asked else "；".join(one[FIELDS["name"]] for one in shown) or "没有找到"
         messages.append(Message("assistant", told + "。"))
         if found and random_.random() < 0.6:
             asks, one, about, ref = _reference(random_, found, fields)
@@ -253,15 +243,16 @@ def _some_fields(random_: random.Random) -> list[str]:
     return [field for field in _FIELDS if field in chosen]
 
 
-def _shown(hotel: Hotel, fields: Sequence[str]) -> dict[str, Any]:
-    return {field: getattr(hotel, field) for field in fields}
-
-
 def _other_style(random_: random.Random, shown: list[dict[str, Any]]) -> str:
     if not shown:
         return random_.choice(("没有找到。", "没有这样的酒店。", "查不到，换个要求吧。"))
     field = random_.choice(list(shown[0]))
-    return "；".join(one["name"] if field == "name" else f"{one['name']}，{_plain(one[field])}" for one in shown) + "。"
+    return "；".join(_told(one, field) for one in shown) + "。"
+
+
+def _told(one: dict[str, Any], field: str) -> str:
+    name = one[FIELDS["name"]]
+    return name if one[field] == name else f"{name}，{_plain(one[field])}"
 
 
 def _plain(value: Any) -> str:
@@ -292,7 +283,7 @@ def _records(random_: random.Random) -> str:
     guest, fields = Guest(random_, "seen"), _some_fields(random_)
     hotels = [_hotel(random_) for _ in range(random_.randint(1, 3))]
     if random_.random() < 0.5:
-        lines = [json.dumps(_shown(hotel, fields), ensure_ascii=False) for hotel in hotels]
+        lines = [json.dumps(record(hotel, fields), ensure_ascii=False) for hotel in hotels]
     else:
         words = {
             "type": "是",
@@ -369,13 +360,6 @@ def _unmeant() -> str:
         return "".join(node)
 
     used = seen(phrases()) + FIRST + SECOND
-    return "".join(character for character in chinese() if character not in used)
-
-
-@cache
-def _neutral() -> str:
-    """The Chinese characters that stand in no piece of speech and in no hotel's name."""
-    used = json.dumps(phrases(), ensure_ascii=False)
     return "".join(character for character in chinese() if character not in used)
 
 

@@ -10,8 +10,8 @@ seed, a hotel met in training never stands in a test, nor does one that the embe
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
 
@@ -29,6 +29,16 @@ _KINDS = ("酒店", "酒店", "大酒店", "宾馆", "饭店", "公寓", "客栈
 _DISTRICTS = ("东城区", "西城区", "南湖区", "北辰区", "高新区", "滨江区", "望山区", "临海区", "新港区", "古塔区")
 _ROADS = "长青 人民 解放 建设 中山 文昌 学院 体育 和平 胜利 迎宾 朝阳 科技 花园 环城".split()
 _STATIONS = "市民广场 火车南 大学城 体育馆 会展中心 江北路 老城门 动物园 博物院 新世界 植物园 码头".split()
+FIELDS = {
+    "name": "名称",
+    "type": "类型",
+    "facilities": "设施",
+    "price": "价格",
+    "rating": "评分",
+    "address": "地址",
+    "phone": "电话",
+    "metro": "地铁",
+}
 
 
 @dataclass(frozen=True)
@@ -155,4 +165,9 @@ def _contains(name: str, wanted: str) -> bool:
 
 def answer(hotels: Sequence[Hotel], shown: int = 2) -> dict[str, Any]:
     """What the tool returns to the model: how many hotels were found, and the first ``shown`` of them, whole."""
-    return {"count": len(hotels), "hotels": [asdict(hotel) for hotel in hotels[:shown]]}
+    return {"count": len(hotels), "hotels": [record(hotel) for hotel in hotels[:shown]]}
+
+
+def record(hotel: Hotel, fields: Collection[str] = tuple(FIELDS)) -> dict[str, Any]:
+    """A hotel as the database shows it, under Chinese names as such databases have them (CrossWOZ's does)."""
+    return {shown: getattr(hotel, field) for field, shown in FIELDS.items() if field in fields}

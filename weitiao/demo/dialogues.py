@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -28,6 +29,8 @@ GOODBYE = 0.3
 SLOTS = ("type", "facilities", "price", "rating")
 
 State = dict[str, Any]
+
+_ALTERNATIVES = re.compile(r"\[([^\]]*)\]")
 
 
 @cache
@@ -54,11 +57,13 @@ class Guest:
         self.random, self.pool = random_, pool
 
     def pick(self, *path: str) -> str:
-        """A piece of ``phrases.yaml`` at ``path``, from this guest's pool."""
+        """A piece of ``phrases.yaml`` at ``path``, from this guest's pool, of each ``[a|b]`` one alternative."""
         piece: Any = phrases()
         for key in path:
             piece = piece[key]
-        return self.random.choice(piece[self.pool])
+        return _ALTERNATIVES.sub(
+            lambda found: self.random.choice(found[1].split("|")), self.random.choice(piece[self.pool])
+        )
 
     def amount(self, price: int) -> str:
         """A price in figures, or now and then the way hundreds are spoken (三百, 一千)."""
@@ -180,13 +185,14 @@ class Request:
 def opening(guest: Guest, hotels: Sequence[Hotel]) -> Request:
     """How a conversation starts: a wish, or a hotel asked for by name."""
     if guest.random.random() < 0.25:
-        return _by_name(guest, guest.random.choice(hotels))
+        return by_name(guest, guest.random.choice(hotels))
     hotel = guest.random.choice(hotels) if guest.random.random() < 0.85 else None
     text, state = guest.conditions(hotel, guest.random.choice((1, 2, 2, 3)))
     return Request(guest.pick("open") + text + guest.pick("close"), ordered(state))
 
 
-def _by_name(guest: Guest, hotel: Hotel) -> Request:
+def by_name(guest: Guest, hotel: Hotel) -> Request:
+    """A hotel asked for by name or abbreviation, perhaps with a question about it."""
     name = hotel.short if guest.random.random() < 0.5 else hotel.name
     if guest.random.random() < 0.5:
         return Request(guest.pick("by_name").format(name=name), {"name": name})
@@ -200,7 +206,7 @@ def following(guest: Guest, unseen: Sequence[Hotel], state: State, found: Sequen
     if "name" in state:
         return opening(guest, unseen)
     if move == "name":
-        return _by_name(guest, guest.random.choice(unseen))
+        return by_name(guest, guest.random.choice(unseen))
     held = sorted({name.split("_")[0] for name in state})
     if move == "drop" and len(held) > 1:
         return _drop(guest, state, guest.random.choice(held))
