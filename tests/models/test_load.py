@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from weitiao import machine
 from weitiao.errors import InputError
-from weitiao.models import tiny
+from weitiao.models import attention, tiny
 from weitiao.models.load import ModelOptions, choose_dtype, load, load_tokenizer
 from weitiao.models.modules import embedding
 
@@ -33,7 +33,7 @@ def edit(folder, name, **values):
 def test_what_is_saved_is_loaded(family, tmp_path):
     folder = tiny.make(family, tmp_path)
     model = load(ModelOptions(path=str(folder), dtype="float32"))
-    assert not model.training and model.config._attn_implementation == "sdpa"
+    assert not model.training and model.config._attn_implementation == attention.NAME
     saved = load_file(folder / "model.safetensors")
     assert all(torch.equal(model.state_dict()[name].cpu(), tensor) for name, tensor in saved.items())
 

@@ -23,12 +23,13 @@ from weitiao.demo.database import FIELDS, FIRST, SECOND, Hotel, invent, record
 from weitiao.demo.dialogues import ARGUMENTS, Guest, phrases, reply
 from weitiao.demo.drills import CITIES, DOES, LOOKS, THINGS, WHO, arithmetic, chinese, copying, sentences
 
-COUNT = 17_000
-TALKS = 17_000
+COUNT = 12_000
+TALKS = 28_000
 
 _BOXES = (("items", "total"), ("list", "n"), ("results", "found"), ("hotels", "number"))
 _FIELDS = tuple(FIELDS)
 _END = "<|im_end|>\n"
+FIGURES = "零一二两三四五六七八九十百千"
 _SYSTEMS = "你是助手。 你帮客人订房。 你是客服。 你负责查询。 你是前台。 请回答客人。 你是一个有用的助手。".split()
 
 
@@ -45,12 +46,8 @@ def _hotel(random_: random.Random) -> Hotel:
 
 
 class _Mumbling(Guest):
-    """A guest who also says what means nothing: ``stray`` characters around the pieces. Whoever reads this learns to
-    look for the words that carry the meaning, wherever they stand, and not for the sentences around them."""
-
-    def __init__(self, random_: random.Random, stray: str):
-        super().__init__(random_, "seen")
-        self.stray = stray
+    """A guest who also says what means nothing: stray characters around the pieces. Whoever reads this learns to look
+    for the words that carry the meaning, wherever they stand, and not for the sentences around them."""
 
     def pick(self, *path: str) -> str:
         piece = super().pick(*path)
@@ -61,12 +58,12 @@ class _Mumbling(Guest):
         return piece
 
     def _stray(self) -> str:
-        stray = "".join(self.random.choices(self.stray, k=self.random.choice((1, 1, 2, 2, 3, 4))))
+        stray = "".join(self.random.choices(self.random.choice(_unmeant()), k=self.random.choice((1, 1, 2, 2, 3, 4))))
         return stray + ("，" if self.random.random() < 0.15 else "")
 
 
 def _guest(random_: random.Random) -> Guest:
-    return _Mumbling(random_, _unmeant()) if random_.random() < 0.6 else Guest(random_, "seen")
+    return (_Mumbling if random_.random() < 0.5 else Guest)(random_, "seen")
 
 
 def _talk(random_: random.Random, turns: int, guest: Guest) -> Iterator[tuple[dialogues.Request, Hotel]]:
@@ -119,7 +116,7 @@ def _notes(random_: random.Random) -> str:
     lines = [declared]
     for _ in range(random_.choice((1, 1, 2))):
         lines += [
-            f"客人：{_chatter(random_)}{request.said}\n要求：{note(request.state)}"
+            f"客人：{_said(random_, request.said)}\n要求：{note(request.state)}"
             for request, _ in _talk(random_, random_.randint(1, 4), _guest(random_))
         ]
     return "\n".join(lines)
@@ -155,10 +152,14 @@ def _talked(random_: random.Random, name: str) -> Chat:
     function, keys = _names(random_)
     box, total = random_.choice(_BOXES)
     messages = [Message("system", random_.choice(_SYSTEMS))]
-    for request, hotel in _talk(random_, random_.choice((1, 2, 2, 3, 3, 4)), _guest(random_)):
-        messages.append(Message("user", _chatter(random_) + request.said))
+    answered = random_.random() < 0.5  # without results and answers, one request follows the other's call at once
+    turns = random_.choice((1, 2, 2, 3, 3, 4) if answered else (3, 4, 5, 6))
+    for request, hotel in _talk(random_, turns, _guest(random_)):
+        messages.append(Message("user", _said(random_, request.said)))
         arguments = {keys[argument]: value for argument, value in request.state.items()}
         messages.append(Message("assistant", calls=(Call(function, arguments),)))
+        if not answered:
+            continue
         found = [hotel, _hotel(random_)][: random_.choice((0, 1, 1, 2))]
         fields = list(_FIELDS) if random_.random() < 0.25 else _some_fields(random_)
         shown = [record(one, fields) for one in found]
@@ -168,20 +169,23 @@ def _talked(random_: random.Random, name: str) -> Chat:
         messages.append(Message("assistant", told + "。"))
         if found and random_.random() < 0.6:
             asks, one, about, ref = _reference(random_, found, fields)
-            messages.append(Message("user", _chatter(random_) + asks.pick("ask", about).format(ref=ref)))
+            messages.append(Message("user", _said(random_, asks.pick("ask", about).format(ref=ref))))
             messages.append(Message("assistant", _plain(getattr(one, about)) + "。" if about in fields else "没有写。"))
     return Chat(tuple(messages), (_schema(function, keys),), id=name, group=name)
 
 
-def _chatter(random_: random.Random) -> str:
-    """Now and then something that has nothing to do with hotels, before the matter itself."""
-    if random_.random() < 0.65:
-        return ""
+def _said(random_: random.Random, said: str) -> str:
+    """A request with, now and then, something before it or behind it that has nothing to do with it."""
+    if random_.random() < 0.4:
+        said = _aside(random_) + "，" + said
+    return said + _aside(random_) + random_.choice("。，！") if random_.random() < 0.15 else said
+
+
+def _aside(random_: random.Random) -> str:
     (who, _), (does, _) = random_.choice(WHO), random_.choice(DOES)
     city, thing, looks = random_.choice(CITIES), random_.choice(THINGS), random_.choice(LOOKS)
-    return random_.choice(
-        (f"{who}{does}，", f"我们从{city}来，", f"{thing}{looks}，", f"{who}说{thing}{looks}，", "嗯，", "那个，")
-    )
+    drill = random_.choice((f"{who}{does}", f"我们从{city}来", f"{thing}{looks}", f"{who}说{thing}{looks}", "嗯"))
+    return drill if random_.random() < 0.3 else Guest(random_, "seen").pick("aside")
 
 
 def _names(random_: random.Random) -> tuple[str, dict[str, str]]:
@@ -351,16 +355,19 @@ def _call(name: str, arguments: dict[str, Any]) -> str:
 
 
 @cache
-def _unmeant() -> str:
-    """The Chinese characters that stand in no piece of speech that is read, and in no hotel's name."""
+def _unmeant() -> tuple[str, str]:
+    """Characters that mean nothing by themselves: all common ones, and those that stand in what guests say of
+    facilities and around their requests. Those that say how a number is meant, or that take something back, and those
+    of hotels' names are left out."""
 
-    def seen(node: Any) -> str:
-        if isinstance(node, dict):
-            return "".join(seen(child) + key for key, child in node.items() if key != "held")
-        return "".join(node)
+    def characters(keys: Sequence[str]) -> str:
+        return json.dumps([phrases()[key] for key in keys], ensure_ascii=False)
 
-    used = seen(phrases()) + FIRST + SECOND
-    return "".join(character for character in chinese() if character not in used)
+    telling = [key for key in phrases() if key.startswith(("price", "rating", "drop", "remove", "type", "slots"))]
+    said = characters(["facilities", "open", "close", "by_name", "ask", "aside"])
+    left_out = characters([*telling, "types", "refs", "two_facilities", "join", "change"]) + FIRST + SECOND + FIGURES
+    common = "".join(character for character in chinese() if character not in left_out)
+    return common, "".join(character for character in common if character in said)
 
 
 _MIX: dict[Callable[[random.Random], str], int] = {

@@ -137,9 +137,14 @@ def _some(names: list[str]) -> str:
 
 
 def attention(config: PretrainedConfig) -> str:
-    """``sdpa`` where the model's class has it, else ``eager``."""
-    supported = shape.auto_class(config)._model_mapping[type(config)]._supports_sdpa
-    return "sdpa" if supported else "eager"
+    """``sdpa`` where the model's class has it, on a CPU in the form that is fast there; else ``eager``."""
+    if not shape.auto_class(config)._model_mapping[type(config)]._supports_sdpa:
+        return "eager"
+    if machine.device() != "cpu":
+        return "sdpa"
+    from weitiao.models.attention import register
+
+    return register()
 
 
 def _build(
