@@ -186,8 +186,8 @@ def test_a_signal_ends_after_the_step_with_a_checkpoint(tmp_path, number):
 
 def test_a_second_ctrl_c_leaves_at_once(tmp_path):
     def tell(record, total):
-        os.kill(os.getpid(), signal.SIGINT)
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)  # to this thread, so that the two cannot become one
+        signal.raise_signal(signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path / "run", rows(12), progress=tell)

@@ -24,7 +24,7 @@ from weitiao.demo.dialogues import ARGUMENTS, Guest, phrases, reply
 from weitiao.demo.drills import CITIES, DOES, LOOKS, THINGS, WHO, arithmetic, chinese, copying, sentences
 
 COUNT = 12_000
-TALKS = 28_000
+TALKS = 24_000
 
 _BOXES = (("items", "total"), ("list", "n"), ("results", "found"), ("hotels", "number"))
 _FIELDS = tuple(FIELDS)
