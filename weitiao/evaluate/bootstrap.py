@@ -56,8 +56,9 @@ class Resampling:
             return Figure(0.0, 0.0, 0.0, 0)
         sums = self.sums(np.stack([part, whole], axis=1))
         sums = sums[sums[:, 1] > 0]
-        low, high = np.percentile(sums[:, 0] / sums[:, 1], PERCENTILES)
-        return Figure(float(part.sum() / total), float(low), float(high), total)
+        value = part.sum() / total  # few draws of few cases may hold none at all
+        low, high = np.percentile(sums[:, 0] / sums[:, 1], PERCENTILES) if len(sums) else (value, value)
+        return Figure(float(value), float(low), float(high), total)
 
     def figure(self, counts: np.ndarray, measure: Callable[[np.ndarray], float], cases: int) -> Figure:
         """``measure`` of summed counts [K], the value from all cases [cases, K] and the interval from the draws."""
