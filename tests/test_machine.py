@@ -6,7 +6,7 @@ import pytest
 
 from weitiao import machine
 from weitiao.cli import main
-from weitiao.machine import Clash
+from weitiao.machine import Clash, hardware, packages, speed
 
 
 def files(root, **contents):
@@ -23,8 +23,8 @@ def groups(tmp_path, monkeypatch):
     def groups(own, **contents):
         files(tmp_path / "fs", **contents)
         (tmp_path / "own").write_text(own)
-        found = machine.cgroups(tmp_path / "fs", tmp_path / "own")
-        monkeypatch.setattr(machine, "cgroups", lambda: found)
+        found = hardware.cgroups(tmp_path / "fs", tmp_path / "own")
+        monkeypatch.setattr(hardware, "cgroups", lambda: found)
 
     return groups
 
@@ -78,10 +78,10 @@ def test_cores_are_cut_by_the_quota(groups, own, contents, cores):
 def test_the_processor_from_cpuinfo(tmp_path):
     path = tmp_path / "cpuinfo"
     path.write_text("processor : 0\nmodel name : Xeon\nflags : avx2 amx_bf16\n\nprocessor : 1\nflags : none\n")
-    assert machine._proc_cpuinfo(path) == ("Xeon", {"avx2", "amx_bf16"})
+    assert hardware._proc_cpuinfo(path) == ("Xeon", {"avx2", "amx_bf16"})
     path.write_text("processor : 0\nFeatures : fp asimd bf16 i8mm\n")
-    assert machine._proc_cpuinfo(path)[1] >= {"neon", "bf16"}
-    assert machine._proc_cpuinfo(tmp_path / "none") == ("", set())
+    assert hardware._proc_cpuinfo(path)[1] >= {"neon", "bf16"}
+    assert hardware._proc_cpuinfo(tmp_path / "none") == ("", set())
 
 
 def test_here(tmp_path):
@@ -99,24 +99,24 @@ def speeds(tmp_path, monkeypatch):
     """A fresh cache folder and a count of measurements."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     taken = []
-    original = machine.measure
+    original = speed.measure
 
     def measure():
         taken.append(1)
         return original(0.02)
 
-    monkeypatch.setattr(machine, "measure", measure)
-    machine._speeds.cache_clear()
+    monkeypatch.setattr(speed, "measure", measure)
+    speed._speeds.cache_clear()
     yield taken
-    machine._speeds.cache_clear()
+    speed._speeds.cache_clear()
 
 
 def test_speeds_are_measured_once_and_kept(speeds, tmp_path):
     assert machine.gemm_gflops("float32") > 0.1 and machine.bandwidth() > 1e8
-    machine._speeds.cache_clear()
+    speed._speeds.cache_clear()
     assert machine.gemm_gflops("bfloat16") > 0 and len(speeds) == 1
     (tmp_path / "weitiao" / "speeds.json").write_text('{"other": {"float32": 1}}')
-    machine._speeds.cache_clear()
+    speed._speeds.cache_clear()
     assert machine.gemm_gflops("float32") > 0 and len(speeds) == 2
 
 
@@ -136,14 +136,14 @@ def test_a_cache_that_cannot_be_written_is_no_error(speeds, tmp_path, monkeypatc
 )
 def test_the_dtype_is_measured_and_never_float16_on_a_processor(monkeypatch, bf16, rates, best):
     cpu = machine.cpu()
-    monkeypatch.setattr(machine, "gpus", list)
-    monkeypatch.setattr(machine, "cpu", lambda: machine.Cpu(cpu.name, cpu.architecture, 1, 1, (), bf16))
-    monkeypatch.setattr(machine, "gemm_gflops", lambda dtype: rates[dtype])
+    monkeypatch.setattr(speed, "gpus", list)
+    monkeypatch.setattr(speed, "cpu", lambda: machine.Cpu(cpu.name, cpu.architecture, 1, 1, (), bf16))
+    monkeypatch.setattr(speed, "gemm_gflops", lambda dtype: rates[dtype])
     assert machine.best_dtype() == best
 
 
 def test_an_old_gpu_takes_float16(monkeypatch):
-    monkeypatch.setattr(machine, "gpus", lambda: [machine.Gpu("V100", 1, 1, "7.0", False)])
+    monkeypatch.setattr(speed, "gpus", lambda: [machine.Gpu("V100", 1, 1, "7.0", False)])
     assert machine.best_dtype() == "float16"
 
 
@@ -162,13 +162,13 @@ def test_why_there_is_no_gpu(monkeypatch, cuda, device, driver, said):
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.version, "cuda", cuda)
-    monkeypatch.setattr(machine, "has_nvidia_device", lambda: device)
-    monkeypatch.setattr(machine, "_output", lambda *command: driver)
+    monkeypatch.setattr(hardware, "has_nvidia_device", lambda: device)
+    monkeypatch.setattr(hardware, "_output", lambda *command: driver)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     assert said in machine.why_no_gpu()
 
 
-GOOD = dict.fromkeys(machine.NEEDED, "99")
+GOOD = dict.fromkeys(packages.NEEDED, "99")
 
 
 @pytest.mark.parametrize(
@@ -191,15 +191,15 @@ def test_known_clashes(found, packages):
 
 
 def test_requirements_that_are_not_met(monkeypatch):
-    monkeypatch.setattr(machine, "versions", lambda: {"x": "1.0"})
-    monkeypatch.setattr(machine.metadata, "requires", lambda name: ["numpy<2", "nothing>1", 'peft>9; extra == "y"'])
-    monkeypatch.setattr(machine.metadata, "version", lambda name: _version(name))
-    assert machine.unmet() == [Clash("x 1.0, numpy 2.4.6", "x needs numpy<2", 'pip install "numpy<2"')]
+    monkeypatch.setattr(packages, "versions", lambda: {"x": "1.0"})
+    monkeypatch.setattr(packages.metadata, "requires", lambda name: ["numpy<2", "nothing>1", 'peft>9; extra == "y"'])
+    monkeypatch.setattr(packages.metadata, "version", lambda name: _version(name))
+    assert packages.unmet() == [Clash("x 1.0, numpy 2.4.6", "x needs numpy<2", 'pip install "numpy<2"')]
 
 
 def _version(name):
     if name == "nothing":
-        raise machine.metadata.PackageNotFoundError
+        raise packages.metadata.PackageNotFoundError
     return "2.4.6"
 
 

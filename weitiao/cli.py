@@ -27,7 +27,7 @@ class Verb(NamedTuple):
 
 
 VERBS = (
-    Verb("env", "weitiao.machine:env_verb", "what this machine can do, and what to do about what it cannot"),
+    Verb("env", "weitiao.machine.env:env_verb", "what this machine can do, and what to do about what it cannot"),
     Verb("fetch", "weitiao.weights.fetch:verb", "get a model's files, verified"),
     Verb("inspect", "weitiao.weights.inspect:verb", "the tensors of a model folder, without loading it"),
     Verb("tokenizer train", "weitiao.data.tokenizer:train_verb", "train a tokenizer on text"),

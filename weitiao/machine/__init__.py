@@ -1,0 +1,33 @@
+"""The machine as it is: processor, memory and disk within the limits of its container, GPUs, measured speed, versions.
+
+machine.memory().available_bytes        # what this process may still take, cgroup limits included
+machine.best_dtype()                    # "bfloat16" where the processor multiplies it faster, else "float32"
+machine.clashes()                       # installed packages that are known not to work together, and what to do
+"""
+
+from weitiao.machine.env import environment
+from weitiao.machine.hardware import Cpu, Disk, Gpu, Memory, cpu, device, disk, gpus, memory, usable_cores, why_no_gpu
+from weitiao.machine.packages import Clash, clashes, versions
+from weitiao.machine.speed import DTYPES, bandwidth, best_dtype, gemm_gflops
+
+__all__ = [
+    "DTYPES",
+    "Clash",
+    "Cpu",
+    "Disk",
+    "Gpu",
+    "Memory",
+    "bandwidth",
+    "best_dtype",
+    "clashes",
+    "cpu",
+    "device",
+    "disk",
+    "environment",
+    "gemm_gflops",
+    "gpus",
+    "memory",
+    "usable_cores",
+    "versions",
+    "why_no_gpu",
+]
