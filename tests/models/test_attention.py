@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -11,13 +12,16 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from weitiao.models.attention import ROWS, forward
 
-MODULE = SimpleNamespace(is_causal=True, training=True, num_key_value_groups=1)
+MODULE: Any = SimpleNamespace(is_causal=True, training=True, num_key_value_groups=1)
 
 
-def states(heads: int, key_heads: int, length: int, width: int = 32) -> list[torch.Tensor]:
+def states(heads: int, key_heads: int, length: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     draw = torch.Generator().manual_seed(length)
-    shapes = [(2, heads, length, width), *[(2, key_heads, length, width)] * 2]
-    return [torch.randn(shape, generator=draw).bfloat16().requires_grad_() for shape in shapes]
+
+    def drawn(heads: int) -> torch.Tensor:
+        return torch.randn(2, heads, length, 32, generator=draw).bfloat16().requires_grad_()
+
+    return drawn(heads), drawn(key_heads), drawn(key_heads)
 
 
 def reference(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float | None) -> torch.Tensor:
@@ -33,8 +37,8 @@ def reference(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale
 @pytest.mark.parametrize("scale", [None, 0.3])
 def test_outputs_and_gradients_are_those_of_float64(length, heads, key_heads, scale):
     ours = states(heads, key_heads, length)
-    exact = [part.detach().double().requires_grad_() for part in ours]
-    out, wanted = forward(MODULE, *ours, None, scaling=scale)[0], reference(*exact, scale)
+    exact = (query, key, value) = [part.detach().double().requires_grad_() for part in ours]
+    out, wanted = forward(MODULE, *ours, None, scaling=scale)[0], reference(query, key, value, scale)
     weight = torch.randn(wanted.shape, generator=torch.Generator().manual_seed(1))
     (out * weight.bfloat16()).sum().backward()
     (wanted * weight.bfloat16()).sum().backward()
@@ -61,18 +65,31 @@ def test_rows_of_a_batch_do_not_touch_each_other():
 
 
 def test_autocast_takes_float32_states():
-    parts = [part.detach().float().requires_grad_() for part in states(2, 2, 40)]
+    parts = (query, key, value) = [part.detach().float().requires_grad_() for part in states(2, 2, 40)]
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        out = forward(MODULE, *parts, None)[0]
+        out = forward(MODULE, query, key, value, None)[0]
     assert out.dtype == torch.bfloat16
     out.float().sum().backward()
     assert all(part.grad is not None and part.grad.dtype == torch.float32 for part in parts)
 
 
+def test_an_option_that_changes_attention_is_not_passed_over():
+    query, key, value = states(2, 2, 24)
+    with pytest.raises(ValueError, match="softcap"):  # torch's kernel has none, and transformers says so
+        forward(MODULE, query, key, value, None, softcap=30.0)
+    bias = torch.randn(1, 2, 24, 24)
+    ours, theirs = (
+        run(MODULE, query, key, value, None, position_bias=bias.bfloat16())[0]
+        for run in (forward, sdpa_attention_forward)
+    )
+    assert torch.equal(ours, theirs)
+
+
 @pytest.mark.parametrize("case", ["mask", "float32", "one query", "not causal"])
 def test_anything_else_is_torch_s_own(case):
     query, key, value = (part.detach() for part in states(2, 2, 24))
-    mask, module = None, MODULE
+    mask: torch.Tensor | None = None
+    module: Any = MODULE
     if case == "mask":
         mask = torch.ones(2, 1, 24, 24, dtype=torch.bool).tril()
     elif case == "float32":

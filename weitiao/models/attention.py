@@ -21,6 +21,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 NAME = "weitiao_blocks"
+OTHERS = ("position_bias", "softcap", "s_aux", "cache")  # options that make it another attention
 ROWS = 128  # queries in a block: measured fastest from 128 to 2,048 tokens
 
 
@@ -46,7 +47,7 @@ def forward(
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     autocast = torch.is_autocast_enabled(query.device.type)
     dtype = torch.get_autocast_dtype(query.device.type) if autocast else query.dtype
-    plain = attention_mask is None and causal and not dropout and options.get("position_bias") is None
+    plain = attention_mask is None and causal and not dropout and all(options.get(name) is None for name in OTHERS)
     fits = query.device.type == "cpu" and dtype == torch.bfloat16 and 1 < query.shape[2] == key.shape[2]
     if not (plain and fits) or query.shape[-1] != value.shape[-1]:
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, is_causal, **options)  # type: ignore[return-value]
