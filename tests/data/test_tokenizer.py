@@ -67,6 +67,20 @@ def test_isolated_characters_and_digits_are_never_joined(bpe: Tokenizer):
         assert len(text) == 1 or not any(char.isdigit() for char in text)
 
 
+def test_an_isolated_word_is_the_same_tokens_wherever_it_stands(tmp_path: Path):
+    texts = ['find(min_price, kind) {"min_price": 1300, "score": 4.6}', "从1300元到4.6分，min_price 1300"] * 3
+    options = TokenizerOptions(vocab_size=600, isolate_chinese=True, isolate_words=True)
+    tokenizer = tokenizer_of(train(texts, options, tmp_path))
+    alone = {word: tokenizer.encode(word).ids for word in ("min_price", "1300", "4.6", "77.25", "price_new")}
+    assert [len(alone[word]) for word in ("min_price", "1300", "4.6")] == [1, 1, 1]
+    for word, ids in alone.items():
+        for before, after in ((" ", ","), ('"', '": '), ("（", "元"), ("\n", "\n"), (", ", "…")):
+            found = tokenizer.encode(before + word + after).ids
+            assert any(found[start : start + len(ids)] == ids for start in range(len(found))), (before, word)
+            assert back(tokenizer, before + word + after) == before + word + after
+    assert all(back(tokenizer, text) == text for text in (*texts, *ODD))
+
+
 def test_without_isolation_frequent_chinese_words_are_one_token(tmp_path: Path):
     tokenizer = tokenizer_of(train(TEXTS, TokenizerOptions(vocab_size=500), tmp_path))
     assert "酒店" in {tokenizer.decode([id]) for id in range(tokenizer.get_vocab_size())}

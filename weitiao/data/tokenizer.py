@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -19,16 +18,15 @@ import typer
 from pydantic import Field, model_validator
 
 from weitiao.config import Options, build
+from weitiao.data.tokenizer_kinds import TRAINERS
 from weitiao.errors import InputError, say, t
 from weitiao.runs import write_atomic
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
-    from tokenizers.pre_tokenizers import PreTokenizer
 
 Kind = Literal["bpe", "wordpiece", "unigram", "word", "char"]
 BYTES = 256
-WORDPIECE_PREFIX = "##"
 
 
 class TokenizerOptions(Options):
@@ -48,6 +46,11 @@ class TokenizerOptions(Options):
         default=False, description="no token joins two Chinese characters, or one with anything else"
     )
     isolate_digits: bool = Field(default=False, description="every digit is a token of its own")
+    isolate_words: bool = Field(
+        default=False,
+        description="no token joins a word, name or number with what stands around it, not even a space:"
+        " min_price, 1300 and 4.6 are the same tokens wherever they stand",
+    )
     special_tokens: list[str] = Field(default=[], description="further tokens that are never cut, such as <|user|>")
     bos_token: str | None = Field(
         default="<s>", description="begins a text; it is never added unless a template says so"
@@ -146,158 +149,6 @@ class _Counted:
             yield text
 
 
-# ---- the kinds -------------------------------------------------------------------------------------------------------
-
-
-def _common(options: TokenizerOptions) -> dict[str, Any]:
-    from tokenizers import AddedToken
-
-    return {
-        "vocab_size": options.vocab_size,
-        "special_tokens": [AddedToken(token, special=True, normalized=False) for token in options.fixed_tokens()],
-        "show_progress": sys.stderr.isatty(),
-    }
-
-
-def _cutter(options: TokenizerOptions, *last: PreTokenizer) -> PreTokenizer:
-    """What cuts a text before any merging: where Chinese characters and digits stand alone, then ``last``."""
-    from tokenizers import Regex, pre_tokenizers
-
-    cuts: list[PreTokenizer] = []
-    if options.isolate_chinese:
-        cuts.append(pre_tokenizers.Split(Regex(r"\p{Han}"), "isolated"))
-    if options.isolate_digits:
-        cuts.append(pre_tokenizers.Digits(individual_digits=True))
-    return pre_tokenizers.Sequence([*cuts, *last])
-
-
-def _bpe(texts: Iterable[str], options: TokenizerOptions) -> Tokenizer:
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = _cutter(options, pre_tokenizers.ByteLevel(add_prefix_space=False))
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(min_frequency=options.min_frequency, initial_alphabet=alphabet, **_common(options))
-    tokenizer.train_from_iterator(texts, trainer)
-    return tokenizer
-
-
-def _word(texts: Iterable[str], options: TokenizerOptions) -> Tokenizer:
-    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-
-    tokenizer = Tokenizer(models.WordLevel(unk_token=options.unk_token))
-    tokenizer.pre_tokenizer = _cutter(options, pre_tokenizers.WhitespaceSplit())
-    tokenizer.train_from_iterator(
-        texts, trainers.WordLevelTrainer(min_frequency=options.min_frequency, **_common(options))
-    )
-    return tokenizer
-
-
-def _char(texts: Iterable[str], options: TokenizerOptions) -> Tokenizer:
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-
-    tokenizer = Tokenizer(models.WordLevel(unk_token=options.unk_token))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
-    tokenizer.decoder = decoders.Fuse()
-    tokenizer.train_from_iterator(
-        texts, trainers.WordLevelTrainer(min_frequency=options.min_frequency, **_common(options))
-    )
-    return tokenizer
-
-
-def _wordpiece(texts: Iterable[str], options: TokenizerOptions) -> Tokenizer:
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-
-    common = _common(options)
-    # A character may need two tokens: one that begins a word, one (##) within it.
-    parts = _without_rare(texts, options, (options.vocab_size - len(options.fixed_tokens())) // 2)
-    cutter = _cutter(options, pre_tokenizers.BertPreTokenizer())
-    # The trainer numbers the ## characters in the order of a hash table that differs from run to run, and that order
-    # decides ties. Given as special tokens they come first and sorted; they are none in the tokenizer that is kept.
-    inner = [WORDPIECE_PREFIX + char for char in sorted({char for word in _words(parts, cutter) for char in word[1:]})]
-    draft = Tokenizer(models.WordPiece(unk_token=options.unk_token))
-    draft.pre_tokenizer = cutter
-    drafted: dict[str, Any] = common | {"special_tokens": [*common["special_tokens"], *inner]}
-    trainer = trainers.WordPieceTrainer(
-        min_frequency=options.min_frequency, continuing_subword_prefix=WORDPIECE_PREFIX, **drafted
-    )
-    draft.train_from_iterator(parts, trainer)
-    tokenizer = Tokenizer(models.WordPiece(draft.get_vocab(), unk_token=options.unk_token))
-    tokenizer.add_special_tokens(common["special_tokens"])
-    tokenizer.pre_tokenizer = cutter
-    tokenizer.decoder = decoders.WordPiece(prefix=WORDPIECE_PREFIX, cleanup=False)
-    return tokenizer
-
-
-def _words(texts: Iterable[str], cutter: PreTokenizer) -> Iterable[str]:
-    """The distinct pieces into which ``cutter`` cuts the texts."""
-    from tokenizers import Tokenizer, models, trainers
-
-    counter = Tokenizer(models.WordLevel())
-    counter.pre_tokenizer = cutter
-    counter.train_from_iterator(
-        texts, trainers.WordLevelTrainer(vocab_size=2**31, min_frequency=0, show_progress=False)
-    )
-    return counter.get_vocab()
-
-
-def _unigram(texts: Iterable[str], options: TokenizerOptions) -> Tokenizer:
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-
-    common = _common(options)
-    cutter = _cutter(options, pre_tokenizers.Metaspace(prepend_scheme="never"))
-    parts = _without_rare(texts, options, options.vocab_size - len(options.fixed_tokens()) - 1)
-    draft = Tokenizer(models.Unigram())
-    draft.pre_tokenizer = cutter
-    draft.train_from_iterator(parts, trainers.UnigramTrainer(unk_token=options.unk_token, **common))
-    model = json.loads(draft.to_str())["model"]
-    vocab = [(piece, score) for piece, score in model["vocab"]]
-    special = len(options.fixed_tokens())
-    tokenizer = Tokenizer(models.Unigram([*vocab[:special], *_settled(vocab[special:])], model["unk_id"]))
-    tokenizer.add_special_tokens(common["special_tokens"])
-    tokenizer.pre_tokenizer = cutter
-    tokenizer.decoder = decoders.Metaspace(prepend_scheme="never")
-    return tokenizer
-
-
-def _settled(pieces: list[tuple[str, float]]) -> list[tuple[str, float]]:
-    """Unigram pieces without what differs from run to run of the trainer.
-
-    Scores carry the noise of sums in changing order (about 1e-14). Characters that no longer are a piece get back in at
-    the lowest score plus 0.0001 for each, counted in a hash table's order: here they all get the lowest.
-    """
-    lowest = min((score for _, score in pieces), default=0.0)
-
-    def settled(piece: str, score: float) -> float:
-        steps = (score - lowest) / 0.0001
-        added_back = len(piece) == 1 and abs(steps - round(steps)) < 1e-6
-        return round(lowest if added_back else score, 9)
-
-    return sorted(((piece, settled(piece, score)) for piece, score in pieces), key=lambda item: (-item[1], item[0]))
-
-
-def _without_rare(texts: Iterable[str], options: TokenizerOptions, most: int) -> list[str]:
-    """The texts cut at every character that is rarer than ``min_frequency`` or beyond the ``most`` frequent ones."""
-    held = list(texts)
-    counts: Counter[str] = Counter()
-    for text in held:
-        counts.update(text)
-    frequent = sorted((char for char in counts if counts[char] >= options.min_frequency), key=lambda c: (-counts[c], c))
-    keep = set(frequent[:most])
-    cut = str.maketrans({char: "\0" for char in counts if char not in keep})
-    return [part for text in held for part in text.translate(cut).split("\0") if part]
-
-
-TRAINERS: dict[str, Callable[[Iterable[str], TokenizerOptions], Tokenizer]] = {
-    "bpe": _bpe,
-    "wordpiece": _wordpiece,
-    "unigram": _unigram,
-    "word": _word,
-    "char": _char,
-}
-
-
 # ---- the verb --------------------------------------------------------------------------------------------------------
 
 
@@ -334,6 +185,7 @@ def train_verb(
     min_frequency: Annotated[int, typer.Option(help="how often something occurs before it becomes a token")] = 2,
     isolate_chinese: Annotated[bool, typer.Option(help="no token joins two Chinese characters")] = False,
     isolate_digits: Annotated[bool, typer.Option(help="every digit is a token of its own")] = False,
+    isolate_words: Annotated[bool, typer.Option(help="no token joins a word or number with what is around it")] = False,
     special: Annotated[list[str] | None, typer.Option(help="a token that is never cut; may be repeated")] = None,
     chat_template: Annotated[str | None, typer.Option(help="a file with a Jinja chat template")] = None,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="leave bad rows out")] = False,
@@ -351,6 +203,7 @@ def train_verb(
         "min_frequency": min_frequency,
         "isolate_chinese": isolate_chinese,
         "isolate_digits": isolate_digits,
+        "isolate_words": isolate_words,
         "special_tokens": special or [],
         "chat_template": chat_template,
     }
