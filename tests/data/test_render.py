@@ -216,7 +216,7 @@ CONTENT = st.text(
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "llama3", "qwen2", "qwen3", "mistral", "gemma", "glm"])
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(contents=st.lists(st.tuples(CONTENT, CONTENT), min_size=1, max_size=3), system=st.none() | CONTENT)
 def test_any_text_is_trained_and_served_alike(family: str, contents: list[tuple[str, str]], system: str | None):
     renderer = renderer_of(family)

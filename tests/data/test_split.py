@@ -23,7 +23,7 @@ def rows_of(count: int, per_group: int = 1) -> list[Text]:
 
 
 @given(st.integers(0, 80), st.integers(1, 4), st.integers(0, 5), st.sampled_from([SHARES, (0.9, 0.1), (0.5, 0.0, 0.5)]))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_every_row_is_in_one_part_with_its_group(count: int, per_group: int, seed: int, shares: tuple[float, ...]):
     rows = rows_of(count, per_group)
     parts = split(rows, shares, seed=seed)

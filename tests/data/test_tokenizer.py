@@ -52,7 +52,7 @@ def test_bpe_gives_every_text_back(bpe: Tokenizer, text: str):
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"])))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_bpe_gives_any_unicode_back(bpe: Tokenizer, text: str):
     assert back(bpe, text) == text
 

@@ -19,7 +19,7 @@ class Letters:
         return "".join(map(chr, ids))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.text(max_size=30))
 def test_pieces_join_to_the_text_and_no_piece_is_half_a_character(text):
     ids = TOKENIZER.encode(text, add_special_tokens=False)
