@@ -12,8 +12,8 @@ import torch
 
 from tests.train.support import losses, model_with, rows, train, weights_hash
 from weitiao.errors import InputError, Interrupted, RunError
-from weitiao.methods import folders
 from weitiao.train import checkpoint
+from weitiao.weights import folders
 
 LORA = {"name": "lora", "rank": 4, "dropout": 0.3}
 OPTIONS = {"epochs": 3, "save_every": 2, "keep": 9, "micro_batch_tokens": 40}

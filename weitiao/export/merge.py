@@ -32,9 +32,9 @@ def merge(source: str | Path, folder: str | Path, dtype: str | None = None) -> d
     import torch
 
     from weitiao.methods.base import save_plain
-    from weitiao.methods.folders import whole
     from weitiao.methods.io import open_model
     from weitiao.models.load import ModelOptions, load
+    from weitiao.weights.folders import whole
 
     if Path(folder).exists() and (not Path(folder).is_dir() or any(Path(folder).iterdir())):
         raise InputError(t("{path}: exists already; name a new folder", path=folder))

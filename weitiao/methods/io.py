@@ -19,11 +19,11 @@ from weitiao.config import build
 from weitiao.errors import InputError, t
 from weitiao.methods import METHODS
 from weitiao.methods.base import Method, trainable
-from weitiao.methods.folders import problems, whole
 from weitiao.methods.lora import CONFIG, LoRA, read_config
 from weitiao.models.load import DEFAULT_MODEL, ModelOptions, load, load_tokenizer
 from weitiao.runs import Run, is_run
 from weitiao.weights import fetch
+from weitiao.weights.folders import problems, whole
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

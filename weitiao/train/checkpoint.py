@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from weitiao.errors import RunError
-from weitiao.methods.folders import problems, seal, whole
+from weitiao.weights.folders import problems, seal, whole
 
 PREFIX = "step-"
 GROUPS = ("parameters", "optimizer", "random")

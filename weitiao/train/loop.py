@@ -22,7 +22,6 @@ from weitiao.data.batch import Example, collate, plan_epoch
 from weitiao.errors import InputError, Interrupted, RunError, say, t
 from weitiao.generate.engine import positions
 from weitiao.methods.base import Method, compute_dtype, computing, trainable
-from weitiao.methods.folders import problems
 from weitiao.models import shape
 from weitiao.runs import Run, command
 from weitiao.train import checkpoint, memory, optim
@@ -33,6 +32,7 @@ from weitiao.train.modes import evaluating, machine_facts, recomputing, seed_eve
 from weitiao.train.options import TrainOptions
 from weitiao.train.stopping import Stop
 from weitiao.train.tasks import Task
+from weitiao.weights.folders import problems
 
 Evaluator = Callable[[nn.Module], Mapping[str, float]]
 Progress = Callable[[Mapping[str, Any], int], None]

@@ -13,10 +13,10 @@ from safetensors.torch import load_file
 
 from tests.train.support import method_of, rows, train
 from weitiao.errors import InputError
-from weitiao.methods.folders import whole
 from weitiao.methods.io import open_model, save
 from weitiao.models import tiny
 from weitiao.runs import Run
+from weitiao.weights.folders import whole
 
 FAMILIES = ["llama", "gpt2", "qwen3", "glm"]
 IDS = torch.arange(5, 25)[None]
