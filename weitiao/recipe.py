@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Union
 
 import typer
-from pydantic import Discriminator, Field, Tag
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from weitiao import config
 from weitiao.config import Options, Tree
@@ -73,6 +73,16 @@ class Recipe(Options):
         "above are their defaults",
     )
     output: str = Field(min_length=1, description="the run folder")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _qlora(cls, values: Any) -> Any:
+        """``method.name: qlora`` is lora on a base in nf4 with double quantisation."""
+        method = values.get("method") if isinstance(values, dict) else None
+        if not isinstance(method, dict) or method.get("name") != "qlora":
+            return values
+        base = {"quantize": "nf4", "double_quantization": True}
+        return values | {"method": method | {"name": "lora"}, "model": base | dict(values.get("model") or {})}
 
 
 # ---- checking ------------------------------------------------------------------------------------------------------
@@ -148,7 +158,7 @@ def _laid_over(above: Mapping[str, Any], stage: Mapping[str, Any], first: bool, 
     if not last:
         values.pop("evaluate", None)
     if not first:
-        kept = ("dtype", "quantize")
+        kept = ("dtype", "quantize", "double_quantization")
         values["model"] = {key: value for key, value in (above.get("model") or {}).items() if key in kept}
     for key, value in stage.items():
         old = values.get(key)
@@ -273,7 +283,7 @@ def _run_one(
     with tempfile.TemporaryDirectory(prefix="weitiao-") as scratch:
         ready = prepare(recipe, generators, run.tokenizer if resume else Path(scratch))
         print(report.text(ready.plan), file=sys.stderr, flush=True)
-        model = load_model(ready.model, tokenizer=ready.tokenizer, seed=seed)
+        model = load_model(ready.model, tokenizer=ready.tokenizer, seed=seed, training=ready.training)
         seed_everything(seed)
         model = recipe.method.attach(model)
         check_trainable(model, ready.train)

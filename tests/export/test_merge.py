@@ -11,8 +11,10 @@ import torch
 from tests.train.support import method_of, rows, train
 from weitiao.errors import InputError, RunError
 from weitiao.export import merge as module
-from weitiao.export.merge import merge
-from weitiao.methods.io import open_model, save
+from weitiao.export.merge import difference, logits, merge, probe
+from weitiao.methods import adapters
+from weitiao.methods.base import trainable
+from weitiao.methods.io import open_model, open_several, save
 from weitiao.methods.lora import LoRA
 from weitiao.models import tiny
 
@@ -55,10 +57,68 @@ def test_refuses_a_folder_with_something_in_it_and_a_plain_model(tmp_path):
         merge(tmp_path / "base", tmp_path / "merged")
 
 
+def adapters_of_one_base(tmp_path: Path, *options: dict) -> list[Path]:
+    """LoRA adapters that differ, on one tiny base."""
+    tiny.make("llama", tmp_path / "base")
+    folders = []
+    for number, values in enumerate(options):
+        base = open_model(tmp_path / "base", dtype="float32")
+        method = method_of({"name": "lora", **values})
+        model = method.attach(base.model)
+        draw = torch.Generator().manual_seed(number)
+        for parameter in trainable(model).values():
+            parameter.data = 0.1 * torch.randn(parameter.shape, generator=draw)
+        folders.append(tmp_path / f"adapter-{number}")
+        save(model, method, base.tokenizer, base.renderer, folders[-1], str(tmp_path / "base"))
+    return folders
+
+
+def test_several_adapters_are_switched_weighted_and_merged(tmp_path):
+    options = [{"rank": 2}, {"rank": 4, "alpha": 3, "rslora": True, "target_modules": ["q_proj", "up_proj"]}]
+    one, two = adapters_of_one_base(tmp_path, *options)
+    several = open_several({"one": one, "two": two}, dtype="float32")
+    ids = probe(several.model)
+    for name, folder in (("one", one), ("two", two), ("one", one)):
+        adapters.use(several.model, {name: 1.0})
+        assert difference(logits(several.model, ids), logits(open_model(folder, dtype="float32").model, ids)) <= 1e-5
+    found = merge([one, two], tmp_path / "sum", dtype="float32", weights=[0.7, -0.4])
+    assert found["saved_difference"] <= 1e-5
+    plain, changed = (open_model(tmp_path / name, dtype="float32").model for name in ("base", "sum"))
+    deltas = [
+        {name: open_merged(folder, tmp_path)[name] - weight for name, weight in plain.state_dict().items()}
+        for folder in (one, two)
+    ]
+    for name, weight in changed.state_dict().items():
+        wanted = plain.state_dict()[name] + 0.7 * deltas[0][name] - 0.4 * deltas[1][name]
+        torch.testing.assert_close(weight, wanted, rtol=0, atol=1e-5)
+
+
+def open_merged(folder: Path, tmp_path: Path) -> dict[str, torch.Tensor]:
+    target = tmp_path / f"merged-{folder.name}"
+    if not target.exists():
+        merge(folder, target, dtype="float32")
+    return open_model(target, dtype="float32").model.state_dict()
+
+
+def test_what_cannot_stand_side_by_side_is_said(tmp_path):
+    one, dora = adapters_of_one_base(tmp_path, {"rank": 2}, {"rank": 2, "dora": True})
+    with pytest.raises(InputError, match="DoRA"):
+        merge([one, dora], tmp_path / "out")
+    with pytest.raises(InputError, match="2 adapters"):
+        merge([one, dora], tmp_path / "out", weights=[1.0])
+    with pytest.raises(InputError, match="not a LoRA adapter"):
+        open_several({"one": one, "base": tmp_path / "base"})
+    with pytest.raises(InputError, match="no adapter"):
+        adapters.use(open_several({"one": one}).model, {"two": 1.0})
+    (other,) = adapters_of_one_base(tmp_path / "elsewhere", {"rank": 2})
+    with pytest.raises(InputError, match="made for the base"):
+        open_several({"one": one, "other": other})
+
+
 def test_verb(tmp_path, capsys):
     run = tuned_run(tmp_path, "llama", {"name": "lora"})
-    module.verb(run, tmp_path / "one")
+    module.verb([run], tmp_path / "one")
     assert "largest difference of a logit" in capsys.readouterr().err
-    module.verb(run, tmp_path / "two", True)
+    module.verb([run], tmp_path / "two", as_json=True)
     found = json.loads(capsys.readouterr().out)
     assert found["dtype"] == "float32" and found["folder"] == str(tmp_path / "two")

@@ -16,7 +16,7 @@ from weitiao.data.batch import Example
 from weitiao.methods import METHODS
 from weitiao.models import shape, tiny
 from weitiao.plan import report
-from weitiao.plan.phases import STATE_BYTES, Facts, Plan, plan, recomputes
+from weitiao.plan.phases import BESIDE_BYTES, Facts, Plan, plan, recomputes
 from weitiao.runs import Run
 from weitiao.train import memory
 from weitiao.train.loop import fit
@@ -58,7 +58,7 @@ def test_weights_moments_and_checkpoints_are_exact(name: str, tmp_path: Path):
     assert made.parts["weights"] == sum(p.numel() * p.element_size() for p in model.parameters())
     assert made.parts["optimizer"] == 8 * trained
     written = sum(path.stat().st_size for path in run.checkpoints.rglob("*.safetensors"))
-    assert 12 * trained <= written <= 12 * trained + STATE_BYTES
+    assert 12 * trained <= written <= 12 * trained + BESIDE_BYTES
 
 
 def test_frozen_weights_take_the_dtype_and_what_trains_does_not():

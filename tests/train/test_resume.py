@@ -105,7 +105,7 @@ FAULTS = {
     "name", ["parameters.safetensors", "optimizer.safetensors", "random.safetensors", "state.json", "manifest.json"]
 )
 def test_damage_is_noticed_and_the_one_before_is_taken(tmp_path, name, fault):
-    state = checkpoint.State(1, {"w": torch.ones(3)}, {}, checkpoint.random_state(), {"best": None})
+    state = checkpoint.State(1, {"w": torch.ones(3)}, {}, checkpoint.random_state(), {}, {"best": None})
     first = checkpoint.save(tmp_path, state)
     state.step = 2
     second = checkpoint.save(tmp_path, state)
@@ -117,7 +117,7 @@ def test_damage_is_noticed_and_the_one_before_is_taken(tmp_path, name, fault):
 
 
 def test_every_bit_of_a_manifest_counts(tmp_path):
-    path = checkpoint.save(tmp_path, checkpoint.State(1, {}, {}, {}, {}))
+    path = checkpoint.save(tmp_path, checkpoint.State(1, {}, {}, {}, {}, {}))
     manifest = path / folders.MANIFEST
     written = manifest.read_bytes()
     for place in range(0, len(written) * 8, 13):
@@ -135,7 +135,7 @@ def test_all_damaged_is_an_error_that_says_why(tmp_path):
 
 
 def test_a_full_disk_is_refused_beforehand_with_the_bytes_needed(tmp_path, monkeypatch):
-    state = checkpoint.State(1, {"w": torch.ones(1000)}, {}, {}, {})
+    state = checkpoint.State(1, {"w": torch.ones(1000)}, {}, {}, {}, {})
     usage = namedtuple("usage", "total used free")(0, 0, 100)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     with pytest.raises(RunError, match=rf"{4000 + folders.ROOM_BYTES} bytes needed, 100 bytes free"):
@@ -144,7 +144,7 @@ def test_a_full_disk_is_refused_beforehand_with_the_bytes_needed(tmp_path, monke
 
 
 def test_a_disk_that_fills_up_leaves_nothing_behind(tmp_path, monkeypatch):
-    state = checkpoint.State(1, {"w": torch.ones(1000)}, {}, {}, {})
+    state = checkpoint.State(1, {"w": torch.ones(1000)}, {}, {}, {}, {})
     first = checkpoint.save(tmp_path, state)
 
     def full(*args, **kwargs):

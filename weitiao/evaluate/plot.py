@@ -40,6 +40,26 @@ def curves(metrics: Sequence[Mapping[str, Any]], path: str | Path) -> Path:
     axes[-1].set_xlabel("step")
     for ax in axes:
         ax.grid(alpha=0.3)
+    return _png(figure, path)
+
+
+def scatter(points: Mapping[str, tuple[float, float]], path: str | Path, across: str, up: str) -> Path:
+    """Draw named points (x, y), x on a logarithmic axis; written to ``path``, which is returned."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    ax = figure.subplots()
+    for name, (x, y) in points.items():
+        ax.plot(x, y, marker="o")
+        ax.annotate(name, (x, y), textcoords="offset points", xytext=(4, 4), fontsize="small")
+    ax.set(xlabel=across, ylabel=up, xscale="log")
+    ax.grid(alpha=0.3)
+    return _png(figure, path)
+
+
+def _png(figure: Any, path: str | Path) -> Path:
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=120)
     write_atomic(path, picture.getvalue())

@@ -1,6 +1,7 @@
 """An adapter into its base: a plain model folder whose outputs are those of the tuned model, checked before it counts.
 
     weitiao merge runs/hotel-lora merged/
+    weitiao merge runs/hotel-lora runs/chat-lora merged/ --weights 0.7,0.3
 
 The sum is formed in float32 and then rounded to the base's own dtype; both differences are told.
 """
@@ -8,6 +9,7 @@ The sum is formed in float32 and then rounded to the base's own dtype; both diff
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,12 +20,20 @@ from weitiao.errors import InputError, RunError, say, t
 if TYPE_CHECKING:
     import torch
 
+    from weitiao.methods.io import Tuned
+
 TOLERANCE = 1e-3  # of the largest logit: far above float32's rounding, far below what a wrong merge does
 PROBE_TOKENS = 64
 
 
-def merge(source: str | Path, folder: str | Path, dtype: str | None = None) -> dict[str, Any]:
-    """Merge the tuned model at ``source`` (a run or an adapter folder) into ``folder``.
+def merge(
+    sources: str | Path | Sequence[str | Path],
+    folder: str | Path,
+    dtype: str | None = None,
+    weights: Sequence[float] | None = None,
+) -> dict[str, Any]:
+    """Merge the tuned model at ``sources`` (a run or an adapter folder) into ``folder``; of several LoRA adapters on
+    one base the sum, each times its weight (1 where none are given).
 
     Returns ``merged_difference`` (largest difference of a logit before rounding, float32), ``saved_difference`` (of
     the folder as written, in ``dtype``: the base's own unless given) and ``largest_logit``. RunError, and no folder,
@@ -32,18 +42,19 @@ def merge(source: str | Path, folder: str | Path, dtype: str | None = None) -> d
     import torch
 
     from weitiao.methods.base import save_plain
-    from weitiao.methods.io import open_model
     from weitiao.models.load import ModelOptions, load
+    from weitiao.models.quantized import dequantize
     from weitiao.weights.folders import whole
 
     if Path(folder).exists() and (not Path(folder).is_dir() or any(Path(folder).iterdir())):
         raise InputError(t("{path}: exists already; name a new folder", path=folder))
-    tuned = open_model(source, dtype="float32")
+    paths = [sources] if isinstance(sources, str | Path) else list(sources)
+    source, tuned = paths[0], _opened(paths, weights)
     if tuned.method is None:
         raise InputError(t("{path}: is a plain model, there is nothing to merge", path=source))
     ids = probe(tuned.model)
     wanted = logits(tuned.model, ids)
-    model: Any = tuned.method.merge(tuned.model)
+    model: Any = tuned.method.merge(dequantize(tuned.model))
     merged = difference(wanted, logits(model, ids))
     largest = wanted.abs().max().item()
     if not merged <= TOLERANCE * max(largest, 1.0):
@@ -59,6 +70,22 @@ def merge(source: str | Path, folder: str | Path, dtype: str | None = None) -> d
         saved = difference(wanted, logits(written, ids))
     name = str(model.config.dtype).removeprefix("torch.")
     return {"dtype": name, "merged_difference": merged, "saved_difference": saved, "largest_logit": largest}
+
+
+def _opened(paths: Sequence[str | Path], weights: Sequence[float] | None) -> Tuned:
+    """What is merged, in float32: one tuned model, or several adapters in use together."""
+    from weitiao.methods import adapters
+    from weitiao.methods.io import open_model, open_several
+
+    if weights is not None and len(weights) != len(paths):
+        message = "--weights: {found} weights for {count} adapters; give each one"
+        raise InputError(t(message, found=len(weights), count=len(paths)))
+    if len(paths) == 1 and weights is None:
+        return open_model(paths[0], dtype="float32")
+    names = {f"adapter{number}": path for number, path in enumerate(paths, 1)}
+    tuned = open_several(names, dtype="float32")
+    adapters.use(tuned.model, dict(zip(names, weights or [1.0] * len(paths), strict=True)))
+    return tuned
 
 
 def probe(model: Any) -> torch.Tensor:
@@ -85,8 +112,8 @@ def difference(one: torch.Tensor, other: torch.Tensor) -> float:
 
 def stored_dtype(source: str | Path) -> str:
     """The dtype of most of the weights that were tuned (an adapter's base, else the model's own), as stored."""
+    from weitiao.methods.adapters import CONFIG
     from weitiao.methods.io import base_of
-    from weitiao.methods.lora import CONFIG
     from weitiao.runs import Run, is_run
     from weitiao.weights import fetch, inspect
 
@@ -99,12 +126,17 @@ def stored_dtype(source: str | Path) -> str:
 
 
 def verb(
-    source: Annotated[Path, typer.Argument(metavar="RUN|ADAPTER", help="a run or an adapter folder")],
+    sources: Annotated[list[Path], typer.Argument(metavar="RUN|ADAPTER…", help="runs or adapter folders of one base")],
     folder: Annotated[Path, typer.Argument(metavar="OUT", help="the new model folder")],
+    weights: Annotated[str | None, typer.Option(help="of several adapters, how much of each: 0.7,0.3")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="one JSON object on stdout")] = False,
 ) -> None:
-    """Merge an adapter into its base and save a plain model folder; its logits are compared with the tuned model's."""
-    found = merge(source, folder)
+    """Merge adapters into their base and save a plain model folder; its logits are compared with the tuned model's."""
+    try:
+        shares = None if weights is None else [float(word) for word in weights.split(",")]
+    except ValueError:
+        raise InputError(t('--weights: "{text}" is not a list of numbers', text=weights)) from None
+    found = merge(sources, folder, weights=shares)
     if as_json:
         print(json.dumps({"folder": str(folder), **found}))
         return

@@ -23,6 +23,7 @@ from weitiao.errors import InputError, t
 from weitiao.generate.detokenize import Detokenizer, decode
 from weitiao.generate.sample import SampleOptions, Sampler
 from weitiao.methods.base import compute_dtype, computing
+from weitiao.methods.virtual import leading
 
 SHARED_PREFIX_TOKENS = 16  # a shorter common prefix is not worth a forward pass of its own
 SPARE_TOKENS = 128  # room that a cache buffer has ahead, so that most steps copy one token and not the whole past
@@ -169,9 +170,11 @@ def check_prompts(model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> N
 
 
 def positions(model: Any) -> int | None:
-    """How many tokens the model was made for, prompt and answer together; None where its configuration names none."""
+    """How many tokens the model was made for, prompt and answer together; None where its configuration names none.
+    Virtual tokens take theirs."""
     config = model.config.get_text_config(decoder=True)
-    return getattr(config, "max_position_embeddings", None)
+    limit = getattr(config, "max_position_embeddings", None)
+    return None if limit is None else limit - leading(model)
 
 
 class Answer:
@@ -215,8 +218,8 @@ class Answer:
 class Batch:
     """Prompts decoded together, one token per row and ``step``.
 
-    Legend: B rows, T slots of the cache, V vocabulary. The slots are [shared prefix | padding | own prompt | answer];
-    ``mask`` [B, T] says which are real, and positions count real tokens only. Without padding there is no mask.
+    Legend: B rows, T slots of the cache, V vocabulary. The slots are [virtual tokens | shared prefix | padding | own
+    prompt | answer]; ``mask`` [B, T] says which are real, and positions count those. Without padding there is no mask.
     """
 
     def __init__(
@@ -238,6 +241,7 @@ class Batch:
         self.device = model.device
         self.sampler = Sampler(options, rows, self.prompts, self.device)
         self.cache = _cache(model)
+        self.leading = leading(model)
         self.lengths = torch.tensor([len(prompt) for prompt in self.prompts], device=self.device)
         self.mask: Tensor | None = None
         self.tokens: Tensor | None = None
@@ -273,10 +277,11 @@ class Batch:
         ids = torch.tensor([[self.pad_id] * (width - len(row)) + row for row in rest], device=self.device)
         if any(len(row) < width for row in rest):
             pads = width - self.lengths.unsqueeze(1) + shared
-            slots = torch.arange(shared + width + max(self.limits), device=self.device).unsqueeze(0)
-            self.mask = (slots < shared) | (slots >= shared + pads)
+            before = self.leading + shared
+            slots = torch.arange(before + width + max(self.limits), device=self.device).unsqueeze(0)
+            self.mask = (slots < before) | (slots >= before + pads)
             place = (torch.arange(width, device=self.device).unsqueeze(0) - pads).clamp_min(0) + shared
-            return self._forward(ids, place, self.mask[:, : shared + width])
+            return self._forward(ids, place, self.mask[:, : before + width])
         place = torch.arange(shared, shared + width, device=self.device).expand(len(rest), -1)
         return self._forward(ids, place, None)
 
@@ -290,10 +295,11 @@ class Batch:
         return self._forward(tokens.unsqueeze(1), place, None if self.mask is None else self.mask[:, :filled])
 
     def _forward(self, ids: Tensor, place: Tensor, mask: Tensor | None) -> Tensor:
+        """Logits [B, V] after the last of ``ids`` [B, t], which stand at ``place`` behind the virtual tokens."""
         output = self.model(
             input_ids=ids,
             attention_mask=mask,
-            position_ids=place,
+            position_ids=place + self.leading,
             past_key_values=self.cache,
             use_cache=True,
             logits_to_keep=1,

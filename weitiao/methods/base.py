@@ -5,6 +5,7 @@ model = method.attach(model)     # the same code when training and when loading
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -22,6 +23,13 @@ class Method(Options):
     """Base of every method; frozen options with the answers of the design's section 3."""
 
     saves: ClassVar[Literal["adapter", "model"]] = "model"
+    adds: ClassVar[bool] = False  # whether what trains comes on top of the base's own parameters
+    peft_type: ClassVar[str] = ""  # PEFT's name of the method, for one whose folders are PEFT's
+
+    @classmethod
+    def described(cls, values: Mapping[str, Any]) -> Method:
+        """The method of an ``adapter_config.json``, as far as these options can say it."""
+        return cls()
 
     def attach(self, model: nn.Module) -> nn.Module:
         """Freeze and wrap ``model`` for tuning; what trains is float32 afterwards."""
@@ -30,6 +38,20 @@ class Method(Options):
     def count(self, shape: Shape) -> int:
         """Trainable parameters, exactly, before anything is loaded."""
         raise NotImplementedError
+
+    def base_names(self, shape: Shape) -> set[str]:
+        """Names of the base's own parameters that train; what a method adds is not among them."""
+        return set()
+
+    def begin(self, model: nn.Module, total_steps: int) -> None:
+        """Called once before the first step of a run, and before :meth:`restore` when one is resumed."""
+
+    def state(self, model: nn.Module) -> dict[str, Tensor]:
+        """What the method keeps between steps beside the parameters, for the checkpoint."""
+        return {}
+
+    def restore(self, model: nn.Module, state: dict[str, Tensor]) -> None:
+        """Go on with what :meth:`state` gave."""
 
     def after_step(self, model: nn.Module, step: int) -> None:
         """Called after the optimiser's step while gradients are still there."""
@@ -43,10 +65,11 @@ class Method(Options):
         return nullcontext()
 
     def parameter_groups(self, model: nn.Module, learning_rate: float) -> list[dict[str, Any]]:
-        """Optimiser groups: matrices decay, vectors (biases, norms) do not."""
-        trained = trainable(model).values()
+        """Optimiser groups: matrices decay, vectors (biases, norms) do not; ``linear`` marks the weights of linears."""
+        trained, linear = trainable(model).values(), _linear_weights(model)
         groups = [
-            {"params": [p for p in trained if p.ndim >= 2], "lr": learning_rate},
+            {"params": [p for p in trained if p.ndim >= 2 and id(p) in linear], "lr": learning_rate, "linear": True},
+            {"params": [p for p in trained if p.ndim >= 2 and id(p) not in linear], "lr": learning_rate},
             {"params": [p for p in trained if p.ndim < 2], "lr": learning_rate, "weight_decay": 0.0},
         ]
         return [group for group in groups if group["params"]]
@@ -67,6 +90,18 @@ class Method(Options):
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     """Parameters that train, by name, each once (tied weights have one name)."""
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def _linear_weights(model: nn.Module) -> set[int]:
+    """Ids of the weights of all linears but the output head's, which may be the embedding."""
+    from torch import nn
+    from transformers.pytorch_utils import Conv1D
+
+    from weitiao.models import modules
+
+    head = modules.output_linear(model)
+    found = (m for m in model.modules() if isinstance(m, nn.Linear | Conv1D) and m is not head)
+    return {id(module.weight) for module in found}
 
 
 def compute_dtype(model: nn.Module) -> torch.dtype:
@@ -97,13 +132,14 @@ def train_only(model: nn.Module, names: set[str]) -> None:
 
 def save_plain(model: Any, folder: Path) -> None:
     """Write ``model`` as a plain model folder in its compute dtype, however its trainables are held."""
+    from weitiao.models.quantized import plain_state
     from weitiao.models.shape import quiet
 
     dtype = compute_dtype(model)
     cast: dict[int, torch.Tensor] = {}  # by address, so that tied weights stay one tensor and are written once
     state = {
         name: cast.setdefault(tensor.data_ptr(), tensor.to(dtype) if tensor.is_floating_point() else tensor)
-        for name, tensor in model.state_dict().items()
+        for name, tensor in plain_state(model, dtype).items()
     }
     try:
         with quiet():

@@ -45,14 +45,14 @@ class Freeze(Method):
         """Freeze everything but the chosen parameters, which become float32."""
         from weitiao.models import shape
 
-        train_only(model, self.chosen(shape.read(model.config)))
+        train_only(model, self.base_names(shape.read(model.config)))
         return model
 
     def count(self, shape: Shape) -> int:
         """The chosen parameters."""
-        return sum(math.prod(shape.tensors[name]) for name in self.chosen(shape))
+        return sum(math.prod(shape.tensors[name]) for name in self.base_names(shape))
 
-    def chosen(self, shape: Shape) -> set[str]:
+    def base_names(self, shape: Shape) -> set[str]:
         """Names of the parameters that train; InputError for a name that matches nothing, or if nothing is chosen."""
         if self.blocks > len(shape.blocks):
             message = "method.blocks: the model has {layers} layers, not {blocks}"

@@ -32,6 +32,10 @@ class Full(Method):
         """All of them."""
         return shape.parameters
 
+    def base_names(self, shape: Shape) -> set[str]:
+        """All of them."""
+        return set(shape.tensors)
+
     def save(self, model: nn.Module, folder: Path, base: str) -> None:
         """A plain model folder."""
         save_plain(model, folder)

@@ -2,6 +2,7 @@
 
     save(model, method, tokenizer, renderer, run.path / "adapter", base="weitiao-tiny-zh")
     tuned = open_model("runs/hotel-lora")       # or an adapter folder, a model folder, the name of a model
+    tuned = open_several({"hotel": "runs/hotel-lora", "chat": "runs/chat-lora"})
 
 An adapter folder is PEFT's format with the tokenizer and the chat template beside it; methods that change the base
 itself leave a plain model folder.
@@ -17,9 +18,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from weitiao.config import build
 from weitiao.errors import InputError, t
-from weitiao.methods import METHODS
+from weitiao.methods import METHODS, adapters, of
+from weitiao.methods.adapter import CONFIG as BOTTLENECK
+from weitiao.methods.adapter import read_config as read_bottleneck
 from weitiao.methods.base import Method, trainable
-from weitiao.methods.lora import CONFIG, LoRA, read_config
 from weitiao.models.load import DEFAULT_MODEL, ModelOptions, load, load_tokenizer
 from weitiao.runs import Run, is_run
 from weitiao.weights import fetch
@@ -52,6 +54,8 @@ def save(
 
     ``base`` is what was tuned: a name stays a name, a folder is recorded by its absolute path, "" is a new model.
     """
+    from weitiao.models.quantized import kind_of
+
     folder = Path(folder)
     base = str(Path(base).expanduser().resolve()) if base and Path(base).expanduser().is_dir() else base
     kept = model.parameters() if method.saves == "model" else trainable(model).values()
@@ -59,7 +63,7 @@ def save(
         method.save(model, temporary, base)
         tokenizer.save_pretrained(str(temporary))
         renderer.save(temporary)
-        record = {"base": base, "method": method.model_dump(mode="json")}
+        record = {"base": base, "method": method.model_dump(mode="json"), "quantized": kind_of(model)}
         (temporary / RECORD).write_text(json.dumps(record, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
     return folder
 
@@ -76,7 +80,7 @@ def open_model(path: str | Path, dtype: Dtype = "auto", checkpoint: int | None =
         raise InputError(t("{path}: only a run has checkpoints", path=path))
     name = str(Run.open(path).final if is_run(path) else path)
     folder = fetch.resolve(name)
-    if (folder / CONFIG).is_file():
+    if any((folder / name).is_file() for name in (adapters.CONFIG, BOTTLENECK)):
         return _open_adapter(folder, dtype)
     if not (folder / "config.json").is_file():
         raise InputError(t("{path}: neither a run, an adapter nor a model (no config.json)", path=path))
@@ -84,8 +88,39 @@ def open_model(path: str | Path, dtype: Dtype = "auto", checkpoint: int | None =
     return _tuned(model, folder, _recorded(folder), _record(folder).get("base", name))
 
 
-def _options(path: str, dtype: Dtype) -> ModelOptions:
-    return ModelOptions.model_validate({"path": path, "dtype": dtype})
+def open_several(paths: Mapping[str, str | Path], dtype: Dtype = "auto") -> Tuned:
+    """One base with several LoRA adapters (runs or folders) under names; ``adapters.use`` switches between them and
+    weights them, and at first the first is in use. Tokenizer and template are the first's.
+
+    InputError for another method's result, and for adapters of different bases.
+    """
+    folders = {name: fetch.resolve(str(Run.open(path).final if is_run(path) else path)) for name, path in paths.items()}
+    problems = [t("{name}: an adapter's name is a word", name=name) for name in paths if not name.isidentifier()]
+    problems += [
+        t("{path}: not a LoRA adapter; only those can be loaded side by side", path=folder)
+        for folder in folders.values()
+        if not (folder / adapters.CONFIG).is_file() or adapters.read_config(folder)["peft_type"] != "LORA"
+    ]
+    if problems:
+        raise InputError(problems)
+    (first, start), *others = folders.items()
+    base, base_folder = base_of(start)
+    for folder in folders.values():
+        if base_of(folder)[1] != base_folder:
+            message = "{path}: made for the base {other}, the first one for {base}; adapters are summed on one base"
+            raise InputError(t(message, path=folder, other=base_of(folder)[0], base=base))
+    method = _recorded(start) or of(start)
+    model: Any = load(_options(str(base_folder), dtype, _record(start).get("quantized")))
+    model = adapters.load(model, start, "LORA", name=first)
+    for name, folder in others:
+        adapters.load(model, folder, "LORA", name=name)
+    adapters.use(model, {first: 1.0})
+    return _tuned(model, start if (start / "tokenizer.json").is_file() else base_folder, method, base)
+
+
+def _options(path: str, dtype: Dtype, quantized: Mapping[str, Any] | None = None) -> ModelOptions:
+    """``quantized``: how the base was held while an adapter was trained on it."""
+    return ModelOptions.model_validate({"path": path, "dtype": dtype, **(quantized or {})})
 
 
 def _tuned(model: Any, tokenizer_folder: Path, method: Method | None, base: str) -> Tuned:
@@ -99,16 +134,17 @@ def _tuned(model: Any, tokenizer_folder: Path, method: Method | None, base: str)
 def _open_adapter(folder: Path, dtype: Dtype) -> Tuned:
     """An adapter on its base; the tokenizer is the adapter's own, or else the base's."""
     base, base_folder = base_of(folder)
-    method = _recorded(folder) or LoRA.of(folder)
-    model = method.load(load(_options(str(base_folder), dtype)), folder)
+    method = _recorded(folder) or of(folder)
+    model = method.load(load(_options(str(base_folder), dtype, _record(folder).get("quantized"))), folder)
     return _tuned(model, folder if (folder / "tokenizer.json").is_file() else base_folder, method, base)
 
 
 def base_of(folder: Path) -> tuple[str, Path]:
     """The name of an adapter's base and its folder; a relative path is looked for from here, then from the adapter."""
-    base = read_config(folder).get("base_model_name_or_path")
+    read = read_bottleneck if (folder / BOTTLENECK).is_file() else adapters.read_config
+    base = read(folder).get("base_model_name_or_path")
     if not base:
-        raise InputError(t("{path}: base_model_name_or_path is missing", path=folder / CONFIG))
+        raise InputError(t("{path}: base_model_name_or_path is missing", path=folder))
     beside = folder / base
     try:
         return base, fetch.resolve(beside if not Path(base).is_dir() and beside.is_dir() else base)
@@ -117,7 +153,7 @@ def base_of(folder: Path) -> tuple[str, Path]:
             "{path}: its base model {base} is not there: {reason}; if it has moved, put its new place into "
             "base_model_name_or_path in {file}"
         )
-        raise InputError(t(message, path=folder, base=base, reason=error, file=CONFIG)) from error
+        raise InputError(t(message, path=folder, base=base, reason=error, file=adapters.CONFIG)) from error
 
 
 def _open_checkpoint(run: Run, dtype: Dtype, step: int) -> Tuned:

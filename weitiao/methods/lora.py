@@ -7,34 +7,31 @@ The base is held once, in the compute dtype; the small matrices are float32.
 
 from __future__ import annotations
 
-import copy
-import json
 import math
-import warnings
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from weitiao.errors import InputError, t
+from weitiao.methods import adapters, pissa
 from weitiao.methods.base import Method, trainable
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from weitiao.models.shape import Shape
-
-CONFIG = "adapter_config.json"
-WEIGHTS = "adapter_model.safetensors"
-ADAPTER = "default"
 
 
 class LoRA(Method):
     """Low-rank adaptation: y = Wx + (alpha / rank) · B A dropout(x), with W frozen."""
 
     saves: ClassVar[Literal["adapter", "model"]] = "adapter"
+    adds: ClassVar[bool] = True
+    peft_type: ClassVar[str] = "LORA"
 
     name: Literal["lora"] = Field(default="lora", description="small matrices beside frozen linears")
     rank: int = Field(default=8, ge=1, description="inner width of the added matrices")
@@ -45,13 +42,26 @@ class LoRA(Method):
         description="linears that get one: all-linear (the output head apart), or ends of dotted names",
     )
     rslora: bool = Field(default=False, description="scale by alpha / √rank (arXiv 2312.03732), steadier at high ranks")
+    dora: bool = Field(
+        default=False, description="learn each output's magnitude apart from its direction (DoRA, arXiv 2402.09353)"
+    )
+    initialize: Literal["zero", "pissa"] = Field(
+        default="zero",
+        description="zero: B is zero, A random; pissa: the largest singular vectors of the weight, which the frozen "
+        "rest then lacks (arXiv 2404.02948)",
+    )
+    b_learning_rate: float = Field(
+        default=1.0, gt=0, description="learning rate of B as a multiple of A's; LoRA+ (arXiv 2402.12354) takes 16"
+    )
+    rank_pattern: dict[str, int] = Field(default={}, description="another rank for some linears, by ends of names")
+    alpha_pattern: dict[str, float] = Field(default={}, description="another alpha for some linears, by ends of names")
     modules_to_save: tuple[str, ...] = Field(
         default=(), description="further modules that train whole and are saved in the adapter, by ends of dotted names"
     )
 
     def attach(self, model: Any) -> nn.Module:
         """Wrap the chosen linears of ``model``; only what is added trains, in float32."""
-        from peft import LoraConfig, get_peft_model
+        from peft import LoraConfig
 
         from weitiao.models import modules, shape
 
@@ -63,13 +73,18 @@ class LoRA(Method):
             r=self.rank,
             lora_alpha=self.alpha,  # pyright: ignore[reportArgumentType] (PEFT divides by it, any number will do)
             lora_dropout=self.dropout,
-            target_modules=short_names(targets, [name for name, _ in model.named_modules()]),
+            target_modules=adapters.short_names(targets, [name for name, _ in model.named_modules()]),
             use_rslora=self.rslora,
+            use_dora=self.dora,
+            rank_pattern=self.rank_pattern,
+            alpha_pattern=dict(self.alpha_pattern),
             modules_to_save=list(self.modules_to_save) or None,
             fan_in_fan_out=all(type(linears[name]).__name__ == "Conv1D" for name in targets),
         )
-        with _without_future_warnings():
-            return _float32(get_peft_model(model, config))
+        wrapped = adapters.wrap(model, config)
+        if self.initialize == "pissa":
+            pissa.begin(wrapped)
+        return wrapped
 
     @property
     def _wanted(self) -> str | Sequence[str]:
@@ -90,114 +105,78 @@ class LoRA(Method):
         return found
 
     def count(self, shape: Shape) -> int:
-        """rank · (inputs + outputs) for every chosen linear, and what trains whole."""
+        """rank · (inputs + outputs) for every chosen linear, with DoRA its outputs as well, and what trains whole."""
         from weitiao.models import modules
 
         linears = {linear.name: linear for linear in shape.linears}
         targets = modules.pick(linears, self._wanted, "method.target_modules")
-        added = sum(self.rank * (linears[name].inputs + linears[name].outputs) for name in targets)
+        added = sum(self._rank_of(name) * (linears[name].inputs + linears[name].outputs) for name in targets)
+        added += sum(linears[name].outputs for name in targets) if self.dora else 0
         return added + sum(math.prod(shape.tensors[name]) for name in self._saved(shape))
 
-    def training(self, model: nn.Module) -> AbstractContextManager[Any]:
-        """Autocast brings inputs to the right dtype by itself; PEFT would copy each to float32 before."""
-        import torch
-        from peft.helpers import disable_input_dtype_casting
+    def _rank_of(self, name: str) -> int:
+        """As PEFT reads ``rank_pattern``."""
+        hits = (rank for end, rank in self.rank_pattern.items() if re.match(rf"(.*\.)?({end})$", name))
+        return next(hits, self.rank)
 
-        return disable_input_dtype_casting(model, torch.is_autocast_enabled(next(model.parameters()).device.type))
+    def parameter_groups(self, model: nn.Module, learning_rate: float) -> list[dict[str, Any]]:
+        """As every method's; LoRA+ gives B a learning rate of its own."""
+        groups = super().parameter_groups(model, learning_rate)
+        if self.b_learning_rate == 1.0:
+            return groups
+        b = {id(parameter) for name, parameter in trainable(model).items() if ".lora_B." in name}
+        split = []
+        for group in groups:
+            for faster in (False, True):
+                chosen = [p for p in group["params"] if (id(p) in b) == faster]
+                rate = learning_rate * (self.b_learning_rate if faster else 1.0)
+                split += [{**group, "params": chosen, "lr": rate}] if chosen else []
+        return split
+
+    def state(self, model: nn.Module) -> dict[str, Tensor]:
+        """For PiSSA, what was taken out of the base."""
+        return pissa.state(model) if self.initialize == "pissa" else {}
+
+    def restore(self, model: nn.Module, state: dict[str, Tensor]) -> None:
+        """Take out of the base what was taken out when the run began."""
+        if self.initialize == "pissa":
+            pissa.restore(model, state)
+
+    def training(self, model: nn.Module) -> AbstractContextManager[Any]:
+        """See ``adapters.passing``."""
+        return adapters.passing(model)
 
     def merge(self, model: Any) -> nn.Module:
         """The base with the product of the small matrices added to its weights; the wrapped model is used up."""
         return model.merge_and_unload(safe_merge=True)
 
     def save(self, model: Any, folder: Path, base: str) -> None:
-        """``adapter_config.json`` and ``adapter_model.safetensors``, as PEFT writes them."""
-        from peft import get_peft_model_state_dict
-        from safetensors.torch import save_file
-
-        config = copy.copy(model.peft_config[ADAPTER])
-        config.inference_mode, config.base_model_name_or_path = True, base
-        # the embedding is saved where it trains; PEFT's own guess would ask the hub about the base
-        state = get_peft_model_state_dict(model, adapter_name=ADAPTER, save_embedding_layers=False)
-        state = {name: tensor.contiguous() for name, tensor in state.items()}
-        save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
-        config.save_pretrained(str(folder))
+        """As PEFT writes it; after PiSSA an adapter of twice the rank, on the base as it was."""
+        with pissa.as_lora(model) if self.initialize == "pissa" else nullcontext():
+            adapters.save(model, folder, base)
 
     def load(self, model: Any, folder: Path) -> nn.Module:
         """``model`` with the adapter in ``folder``, ours or PEFT's own; InputError unless it fits exactly."""
-        from peft import PeftModel, get_peft_model_state_dict
-        from safetensors import safe_open
-
-        read_config(folder)
-        try:
-            with _without_future_warnings():
-                tuned = PeftModel.from_pretrained(model, str(folder), ADAPTER, is_trainable=True)
-        except (ValueError, RuntimeError, KeyError, TypeError) as error:
-            raise InputError(t("{path}: {reason}", path=folder, reason=" ".join(str(error).split()))) from error
-        with safe_open(folder / WEIGHTS, framework="pt") as file:
-            written = set(file.keys())
-        if wrong := sorted(
-            written ^ get_peft_model_state_dict(tuned, adapter_name=ADAPTER, save_embedding_layers=False).keys()
-        ):
-            message = "{path}: the adapter does not fit its base: {count} tensors differ, {name} first"
-            raise InputError(t(message, path=folder, count=len(wrong), name=wrong[0]))
-        return _float32(tuned)
+        return adapters.load(model, folder, "LORA")
 
     @classmethod
-    def of(cls, folder: Path) -> LoRA:
-        """The method that an adapter folder was made with, as far as these options can say it."""
-        values = read_config(folder)
-        targets = values.get("target_modules") or cls.model_fields["target_modules"].default
+    def described(cls, values: Mapping[str, Any]) -> LoRA:
+        """The method of PEFT's configuration."""
         options = {
             "rank": values["r"],
             "alpha": values["lora_alpha"],
             "dropout": values.get("lora_dropout", 0.0),
-            "target_modules": targets,
+            "target_modules": values.get("target_modules") or cls.model_fields["target_modules"].default,
             "rslora": values.get("use_rslora", False),
+            "dora": values.get("use_dora", False),
+            "rank_pattern": values.get("rank_pattern") or {},
+            "alpha_pattern": values.get("alpha_pattern") or {},
             "modules_to_save": values.get("modules_to_save") or (),
         }
         return cls.model_validate(options)
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """The adapter's own description; InputError for what is missing, or an adapter of another kind."""
-    try:
-        values = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        kind = values["peft_type"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            t("{path}: not an adapter's description ({reason})", path=folder / CONFIG, reason=error)
-        ) from None
-    if kind != "LORA":
-        raise InputError(t("{path}: adapters of the kind {kind} are not offered (LORA)", path=folder, kind=kind))
-    if not (folder / WEIGHTS).is_file():
-        raise InputError(t("{path}: {file} is missing", path=folder, file=WEIGHTS))
-    return values
-
-
-def short_names(targets: Sequence[str], names: Iterable[str]) -> list[str]:
-    """``targets`` by their last words (``q_proj``) where those mean exactly the same modules, as other programs expect;
-    otherwise in full."""
-    ends = list(dict.fromkeys(name.rpartition(".")[2] for name in targets))
-    meant = {name for name in names if name.rpartition(".")[2] in ends}
-    return ends if meant == set(targets) else list(targets)
 
 
 def _parents(name: str) -> list[str]:
     """``a.b.c`` -> ``a``, ``a.b``."""
     words = name.split(".")
     return [".".join(words[:end]) for end in range(1, len(words))]
-
-
-def _float32(model: nn.Module) -> nn.Module:
-    """Hold what trains in float32."""
-    for parameter in trainable(model).values():
-        parameter.data = parameter.data.float()
-    return model
-
-
-@contextmanager
-def _without_future_warnings() -> Iterator[None]:
-    """PEFT calls names that transformers has since renamed; that is nothing a person here can mend."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
-        yield

@@ -11,6 +11,7 @@ tensor is an error: transformers would fill it with random numbers and say so in
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any, Literal
@@ -41,7 +42,10 @@ class ModelOptions(Options):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         default="auto", description="type of the frozen weights; auto takes what this machine multiplies fastest"
     )
-    quantize: Literal["none"] = Field(default="none", description="quantisation of the frozen weights")
+    quantize: Literal["none", "nf4", "int8"] = Field(
+        default="none", description="the frozen linears in 4 (nf4) or 8 bits; any method then trains above them"
+    )
+    double_quantization: bool = Field(default=False, description="for nf4: the scales of its blocks in 8 bits as well")
     config: dict[str, Any] | str | None = Field(
         default=None, description="a config.json or its content: a new model with random weights, for pretraining"
     )
@@ -74,12 +78,14 @@ def load(
     vocab_size: int | None = None,
     tokenizer: PreTrainedTokenizerFast | None = None,
     seed: int = 0,
+    training: Collection[str] = (),
 ) -> PreTrainedModel:
     """The model that the options describe, in evaluation mode, on the machine's best device.
 
     ``new`` (by default: whether ``options.config`` is given) builds it with random weights from ``seed``; then
     ``vocab_size``, or the tokenizer's, overrides the configuration's, and the tokenizer's special ids are written
-    into it. An existing model must have a row for every token of ``tokenizer``. InputError names what is missing.
+    into it. An existing model must have a row for every token of ``tokenizer``.
+    Linears with a parameter among ``training`` are not quantised. InputError names what is missing.
     """
     import torch
 
@@ -99,6 +105,10 @@ def load(
             raise InputError(t(message, path=options.path, size=size, rows=rows))
     if model.config.model_type not in CHECKED:
         check_head(model)
+    if options.quantize != "none":
+        from weitiao.models.quantized import quantize
+
+        quantize(model, options.quantize, options.double_quantization, training)
     return model.to(torch.device(machine.device()))  # type: ignore[arg-type]
 
 

@@ -61,6 +61,11 @@ class Shape:
     tied: bool
     linears: tuple[Linear, ...]
     tensors: Mapping[str, tuple[int, ...]]
+    configuration: str  # JSON, what it was read from
+
+    def build(self) -> Any:
+        """A model of this shape on the meta device: all of its modules, none of its weights."""
+        return _skeleton(_checked(json.loads(self.configuration), CONFIG_FILE))
 
     @cached_property
     def parameters(self) -> int:
@@ -230,18 +235,12 @@ def read(source: str | Path | Mapping[str, Any] | PretrainedConfig, vocab_size: 
 @lru_cache(maxsize=32)
 def _measure(model_type: str, text: str) -> Shape:
     """Build the model on the meta device and measure it; cached by the configuration's content."""
-    import torch
 
     from weitiao.models import modules
 
-    config = _checked({**json.loads(text), "model_type": model_type}, CONFIG_FILE)
-    try:
-        with torch.device("meta"), quiet():
-            model = auto_class(config).from_config(config, dtype=torch.float32, attn_implementation="eager")
-    except InputError:
-        raise
-    except Exception as error:  # sizes that do not fit together fail somewhere inside the model's class
-        raise InputError(t("{file}: {reason}", file=CONFIG_FILE, reason=" ".join(str(error).split()))) from error
+    values = {**json.loads(text), "model_type": model_type}
+    config = _checked(dict(values), CONFIG_FILE)
+    model = _skeleton(config)
     vocab, hidden = modules.embedding(model).weight.shape
     heads = _size(config, "num_attention_heads") or 1
     output = modules.output_linear(model)
@@ -262,7 +261,21 @@ def _measure(model_type: str, text: str) -> Shape:
             for name, module in modules.linears(model).items()
         ),
         tensors={name: tuple(parameter.shape) for name, parameter in model.named_parameters()},
+        configuration=json.dumps(values),
     )
+
+
+def _skeleton(config: PretrainedConfig) -> Any:
+    """The model of ``config`` on the meta device."""
+    import torch
+
+    try:
+        with torch.device("meta"), quiet():
+            return auto_class(config).from_config(config, dtype=torch.float32, attn_implementation="eager")
+    except InputError:
+        raise
+    except Exception as error:  # sizes that do not fit together fail somewhere inside the model's class
+        raise InputError(t("{file}: {reason}", file=CONFIG_FILE, reason=" ".join(str(error).split()))) from error
 
 
 def _size(config: PretrainedConfig, name: str) -> int | None:

@@ -16,7 +16,6 @@ import sys
 from dataclasses import dataclass
 
 from weitiao.methods.base import Method
-from weitiao.methods.freeze import Freeze
 from weitiao.methods.lora import LoRA
 from weitiao.models import modules
 from weitiao.models.shape import Shape
@@ -60,7 +59,7 @@ class Tape:
 def tape(shape: Shape, method: Method, dtype: str) -> Tape:
     """What a step of ``method`` keeps of a model of this shape computed in ``dtype``."""
     item = 4 if dtype == "float32" else 2
-    names = trained_names(shape, method)
+    names = method.base_names(shape)
     head = {name for name, size in shape.tensors.items() if size == (shape.vocab, shape.hidden)}
     trained_head = shape.vocab * shape.hidden if head & names else 0
     matrices = sum(linear.inputs * linear.outputs for linear in shape.linears if f"{linear.name}.weight" in names)
@@ -82,7 +81,7 @@ def heap_share(method: Method, item: int) -> float:
     recomputed or not; measured. An adapter's many short-lived tensors leave the most."""
     if sys.platform != "linux":
         return 0.0
-    return (ADAPTER_HEAP_SHARE if method.saves == "adapter" else HEAP_SHARE) * FLOAT_BYTES / item
+    return (ADAPTER_HEAP_SHARE if method.adds else HEAP_SHARE) * FLOAT_BYTES / item
 
 
 def kernel_bytes(shape: Shape, method: Method, item: int, lengths: int) -> int:
@@ -92,23 +91,16 @@ def kernel_bytes(shape: Shape, method: Method, item: int, lengths: int) -> int:
         return 0
     kinds = {(linear.inputs, linear.outputs) for linear in shape.linears}
     products = 2 * len(kinds)
-    if method.saves == "adapter":
+    if method.adds:
         products += 3 * (len({inputs for inputs, _ in kinds}) + len({outputs for _, outputs in kinds}))
-    elif trained_names(shape, method):
+    elif method.base_names(shape):
         products += len(kinds)
     return KERNEL_BYTES * min(KERNELS, products * lengths)
 
 
-def trained_names(shape: Shape, method: Method) -> set[str]:
-    """The base's own parameters that train; an adapter trains none of them."""
-    if isinstance(method, Freeze):
-        return method.chosen(shape)
-    return set() if method.saves == "adapter" else set(shape.tensors)
-
-
 def kept_blocks(shape: Shape, method: Method) -> int:
     """Blocks from the first one with something to train to the last: what lies below needs no backward pass."""
-    names = trained_names(shape, method)
+    names = method.base_names(shape)
     for number, block in enumerate(shape.blocks):
         if not names or any(name.startswith(block + ".") for name in names):
             return shape.layers - number
@@ -128,7 +120,7 @@ def block_bytes(shape: Shape, method: Method, item: int) -> float:
     gated = any("gate" in name for name in sizes)
 
     kept = normed * (FLOAT_BYTES if rms else item)  # RMSNorm computes in float32 and keeps that
-    trained = trained_names(shape, method)
+    trained = method.base_names(shape)
     if rms and trained:
         kept += normed * FLOAT_BYTES  # what the gain, held in float32, multiplied
     kept += item * (2 * q + 2 * kv)  # queries, keys, values, and what comes of them, the next product's input

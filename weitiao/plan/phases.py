@@ -22,16 +22,17 @@ from weitiao.methods.base import Method
 from weitiao.models.shape import Shape
 from weitiao.plan import activations, speed
 from weitiao.plan.activations import Tape
+from weitiao.plan.speed import trained_linears
 from weitiao.train.course import Course
+from weitiao.train.optim import state_bytes
 from weitiao.train.options import TrainOptions
 from weitiao.train.tasks import Task
 
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 IMPORT_BYTES = 430 << 20  # torch, transformers, peft and the model's class, imported: measured resident size
-MOMENTS = 2  # AdamW keeps two averages for every trained number
 GPU_CONTEXT_BYTES = 600 << 20  # CUDA's context and libraries, which torch does not count
 GPU_HOST_BYTES = 1500 << 20  # what they take in the host's memory
-STATE_BYTES = 1 << 20  # what a checkpoint holds beside tensors
+BESIDE_BYTES = 1 << 20  # what a checkpoint holds beside tensors
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,7 @@ class Plan:
     total_seconds: float | None
     parameters: int
     trainable_parameters: int
+    tokens: int  # read in all steps
     worst_step: int
     worst_tokens: int
     recompute: bool
@@ -136,17 +138,21 @@ class Held:
     moments: int
 
     @classmethod
-    def of(cls, shape: Shape, method: Method, dtype: str) -> Held:
-        """Frozen weights in ``dtype``; what trains, its gradients and moments in float32."""
+    def of(cls, shape: Shape, method: Method, dtype: str, optimizer: str = "adamw", saved: int = 0) -> Held:
+        """Frozen weights in ``dtype``, less the ``saved`` bytes of quantised ones; what trains in float32."""
         trained = method.count(shape)
-        frozen = shape.parameters - (0 if method.saves == "adapter" else trained)
-        return cls(frozen * ITEM_BYTES[dtype] + 4 * trained, 4 * trained, 4 * MOMENTS * trained)
+        frozen = shape.parameters - (0 if method.adds else trained)
+        linear = sum(rows * columns for rows, columns in trained_linears(shape, method))
+        moments = state_bytes(optimizer, trained, linear)
+        return cls(frozen * ITEM_BYTES[dtype] - saved + 4 * trained, 4 * trained, moments)
 
 
 @dataclass(frozen=True)
 class Steps:
-    """The step that needs most (its number from 1, its tokens, what it adds to what is held), and how long all take."""
+    """Tokens read in all; the step that needs most (its number from 1, its tokens, what it adds to what is held); how
+    long all take."""
 
+    read: int
     worst: int
     tokens: int
     peak_bytes: int
@@ -165,16 +171,17 @@ def plan(
     dtype: str = "float32",
     validation: Sequence[Example] = (),
     file_bytes: int = 0,
+    saved_bytes: int = 0,
 ) -> Plan:
     """What the run of ``options`` over ``train`` will need; the steps are those that the training loop will take.
 
     ``dtype`` is what frozen weights are held and computed in; ``file_bytes`` the size of the weights' files (0 for a
-    new model), which are mapped while they are loaded.
+    new model), which are mapped while they are loaded; ``saved_bytes`` what quantisation takes off the weights.
     """
     course = Course(train, task, options)
-    tape, held = activations.tape(shape, method, dtype), Held.of(shape, method, dtype)
+    tape, held = activations.tape(shape, method, dtype), Held.of(shape, method, dtype, options.optimizer, saved_bytes)
     recompute = recomputes(options, shape, course.micro_batch_tokens, dtype, facts)
-    cost = speed.Cost.of(shape, method, tape, facts, recompute)
+    cost = speed.Cost.of(shape, method, tape, facts, recompute, options.optimizer)
     steps = walk(course, tape, held, cost, recompute)
     padded, pass_seconds = validation_pass(validation, course.micro_batch_tokens, cost)
     kernels = activations.kernel_bytes(shape, method, tape.item_bytes, steps.sizes) if facts.device == "cpu" else 0
@@ -195,6 +202,7 @@ def plan(
         total_seconds=steps.seconds + evaluations * pass_seconds if facts.device == "cpu" else None,
         parameters=shape.parameters,
         trainable_parameters=method.count(shape),
+        tokens=steps.read,
         worst_step=steps.worst,
         worst_tokens=steps.tokens,
         recompute=recompute,
@@ -215,7 +223,7 @@ def plan(
 
 def walk(course: Course, tape: Tape, held: Held, cost: speed.Cost, recompute: bool) -> Steps:
     """Every step of the run: its peak over what is held, and its time."""
-    worst, tokens, peak, seconds = 1, 0, 0, 0.0
+    read, worst, tokens, peak, seconds = 0, 1, 0, 0, 0.0
     sizes: set[int] = set()
     for step in range(1, course.total_steps + 1):
         batches = course.micro_batches(step)
@@ -223,13 +231,14 @@ def walk(course: Course, tape: Tape, held: Held, cost: speed.Cost, recompute: bo
         for number, batch in enumerate(batches):
             length, trained = padded_length(max(map(len, batch))), sum(example.trained_tokens for example in batch)
             seconds += cost.micro_batch_seconds(len(batch), length, trained)
+            read += sum(map(len, batch))
             sizes.add(len(batch) * length)
             kept = tape.kept_bytes(len(batch) * length, trained, recompute)
             # gradients take the place of activations as a backward pass goes; those of a former one are all there
             needed = held.gradients + kept if number else max(held.gradients, kept)
             if needed > peak:
                 worst, tokens, peak = step, len(batch) * length, needed
-    return Steps(worst, tokens, peak, seconds, len(sizes))
+    return Steps(read, worst, tokens, peak, seconds, len(sizes))
 
 
 def validation_pass(rows: Sequence[Example], bound: int, cost: speed.Cost) -> tuple[int, float]:
@@ -260,7 +269,7 @@ def loading_bytes(shape: Shape, dtype: str, file_bytes: int) -> int:
 
 def disk_bytes(shape: Shape, method: Method, options: TrainOptions, held: Held, dtype: str) -> int:
     """Checkpoints kept (the newest, the best, and one being written) and the result."""
-    checkpoint = held.gradients + held.moments + STATE_BYTES
+    checkpoint = held.gradients + held.moments + BESIDE_BYTES
     number = options.keep + 1 + (options.best is not None)
     result = held.gradients if method.saves == "adapter" else shape.parameters * ITEM_BYTES[dtype]
     return number * checkpoint + result

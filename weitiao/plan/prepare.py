@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Prepared:
     """Everything about a run that is known before a weight is read. ``model``: the options with which the base is to be
-    loaded; ``tools``: every schema in the rows."""
+    loaded; ``tools``: every schema in the rows; ``training``: the base's own parameters that train."""
 
     model: ModelOptions
     tokenizer: PreTrainedTokenizerFast
@@ -46,6 +46,7 @@ class Prepared:
     validation: Sequence[Example]
     tools: list[Mapping[str, Any]]
     plan: phases.Plan
+    training: Collection[str]
 
 
 def prepare(recipe: Sections, generators: Generators, tokenizer_folder: Path) -> Prepared:
@@ -80,8 +81,19 @@ def prepare(recipe: Sections, generators: Generators, tokenizer_folder: Path) ->
         dtype=dtype,
         validation=validation,
         file_bytes=0 if base is None or new else sum(tensor.bytes for tensor in inspect.headers(base)),
+        saved_bytes=_saved_by_quantization(shape, model, phases.ITEM_BYTES[dtype]),
     )
-    return Prepared(model, tokenizer, renderer, rows, validation, tools, plan)
+    return Prepared(model, tokenizer, renderer, rows, validation, tools, plan, recipe.method.base_names(shape))
+
+
+def _saved_by_quantization(shape: shapes.Shape, model: ModelOptions, item_bytes: int) -> int:
+    from weitiao.models.quantized import linear_bytes
+
+    if model.quantize == "none":
+        return 0
+    sizes = [(linear.outputs, linear.inputs) for linear in shape.linears]
+    held = sum(linear_bytes(*size, model.quantize, model.double_quantization) for size in sizes)
+    return sum(rows * columns for rows, columns in sizes) * item_bytes - held
 
 
 def base_folder(model: ModelOptions) -> Path:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from weitiao.methods.base import Method
 from weitiao.models.shape import Shape
 from weitiao.plan.activations import Tape
+from weitiao.train.optim import own_flops
 
 if TYPE_CHECKING:
     from weitiao.plan.phases import Facts
@@ -44,9 +45,11 @@ class Cost:
     bytes_per_second: float
 
     @classmethod
-    def of(cls, shape: Shape, method: Method, tape: Tape, facts: Facts, recompute: bool) -> Cost:
+    def of(
+        cls, shape: Shape, method: Method, tape: Tape, facts: Facts, recompute: bool, optimizer: str = "adamw"
+    ) -> Cost:
         """The cost of training a model of this shape by ``method`` on the machine of ``facts``."""
-        adapter, trained = method.saves == "adapter", method.count(shape)
+        adapter, trained = method.adds, method.count(shape)
         products = sum(linear.inputs * linear.outputs for linear in shape.linears)
         share = 0.0 if adapter else min(trained / shape.parameters, 1.0)  # of the weights that need a gradient
         through = tape.blocks / shape.layers  # of the blocks that the backward pass reaches
@@ -62,7 +65,8 @@ class Cost:
             head_backward=1.0 + (share == 1.0),
             moved_bytes=PASSES * tape.block_bytes * shape.layers + ADAPTER_PASSES * widths * tape.item_bytes,
             start_seconds=operations * START_SECONDS * (1.0 + recompute / 3),
-            optimiser_seconds=trained * ADAMW_BYTES / facts.bytes_per_second,
+            optimiser_seconds=trained * ADAMW_BYTES / facts.bytes_per_second
+            + own_flops(optimizer, trained_linears(shape, method)) / (facts.gflops * 1e9),
             flops_per_second=facts.gflops * 1e9,
             bytes_per_second=facts.bytes_per_second,
         )
@@ -82,3 +86,9 @@ class Cost:
         return (
             flops / self.flops_per_second + (tokens * self.moved_bytes / self.bytes_per_second + self.start_seconds) / 3
         )
+
+
+def trained_linears(shape: Shape, method: Method) -> list[tuple[int, int]]:
+    """Outputs and inputs of the base's linears that train themselves."""
+    names = method.base_names(shape)
+    return [(linear.outputs, linear.inputs) for linear in shape.linears if f"{linear.name}.weight" in names]

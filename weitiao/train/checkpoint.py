@@ -27,18 +27,20 @@ from weitiao.errors import RunError
 from weitiao.weights.folders import problems, seal, whole
 
 PREFIX = "step-"
-GROUPS = ("parameters", "optimizer", "random")
+GROUPS = ("parameters", "optimizer", "random", "method")
 
 
 @dataclass
 class State:
-    """``parameters`` and ``optimizer`` are tensors by name; ``random`` is what :func:`random_state` gives; ``facts`` is
-    JSON: step, position in the data, best so far, guard history, what the run was started with."""
+    """``parameters`` and ``optimizer`` are tensors by name; ``random`` is what :func:`random_state` gives; ``method``
+    what the method keeps between steps; ``facts`` is JSON: step, position in the data, best so far, guard history,
+    what the run was started with."""
 
     step: int
     parameters: dict[str, Tensor]
     optimizer: dict[str, Tensor]
     random: dict[str, Tensor]
+    method: dict[str, Tensor]
     facts: dict[str, Any]
 
 
@@ -77,8 +79,8 @@ def load(path: Path) -> State:
     if wrong := problems(path):
         raise RunError([f"{path}: {problem}" for problem in wrong])
     facts = json.loads((path / "state.json").read_text(encoding="utf-8"))
-    parameters, optimizer, generators = (load_file(path / f"{name}.safetensors") for name in GROUPS)
-    return State(facts.pop("step"), parameters, optimizer, generators, facts)
+    parameters, optimizer, generators, method = (load_file(path / f"{name}.safetensors") for name in GROUPS)
+    return State(facts.pop("step"), parameters, optimizer, generators, method, facts)
 
 
 def listed(folder: Path) -> list[Path]:

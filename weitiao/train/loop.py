@@ -297,7 +297,9 @@ class Trainer:
             "started_with": self.course.fingerprint(),
             "machine": machine_facts(),
         }
-        state = checkpoint.State(self.step, weights, moments, checkpoint.random_state(), facts)
+        state = checkpoint.State(
+            self.step, weights, moments, checkpoint.random_state(), self.method.state(self.model), facts
+        )
         checkpoint.save(self.run.checkpoints, state)
         checkpoint.prune(self.run.checkpoints, self.options.keep, self.best["step"] if self.best else None)
 
@@ -308,6 +310,7 @@ class Trainer:
             say("skipped a damaged checkpoint: {line}", line=line)
         if skipped and path is None:
             raise RunError([t("no checkpoint of {path} is whole", path=self.run.path), *skipped])
+        self.method.begin(self.model, self.course.total_steps)
         if path is None:
             seed_everything(self.options.seed)
             if resume:
@@ -326,6 +329,7 @@ class Trainer:
                 kind: tensor if kind == "step" else tensor.to(parameter.device) for kind, tensor in kinds.items()
             }
         self.step, self.best, self.pending = state.step, state.facts["best"], state.facts["pending_evaluation"]
+        self.method.restore(self.model, state.method)
         self.guard = Guard(**state.facts["guard"])
         checkpoint.set_random_state(state.random)
         self.run.rewind(self.step)

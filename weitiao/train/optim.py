@@ -9,9 +9,12 @@ A group of parameters names its own ``lr`` and, where it differs, its own ``weig
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+
+from weitiao.train.optimizers import NEWTON_STEPS, AdamW8bit, Lion, Muon
 
 
 def build(
@@ -37,7 +40,63 @@ def adamw(
     return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, eps=epsilon, weight_decay=weight_decay, fused=True)
 
 
-OPTIMIZERS = {"adamw": adamw}
+def adamw8bit(
+    groups: list[dict[str, Any]], learning_rate: float, betas: tuple[float, float], epsilon: float, weight_decay: float
+) -> torch.optim.Optimizer:
+    """AdamW with its moments in 8 bits."""
+    return AdamW8bit(groups, lr=learning_rate, betas=betas, eps=epsilon, weight_decay=weight_decay)
+
+
+def adafactor(
+    groups: list[dict[str, Any]], learning_rate: float, betas: tuple[float, float], epsilon: float, weight_decay: float
+) -> torch.optim.Optimizer:
+    """Adafactor (Shazeer & Stern, arXiv 1804.04235): the second moment of a matrix as a row and a column, no first."""
+    return torch.optim.Adafactor(groups, lr=learning_rate, weight_decay=weight_decay)
+
+
+def sgd(
+    groups: list[dict[str, Any]], learning_rate: float, betas: tuple[float, float], epsilon: float, weight_decay: float
+) -> torch.optim.Optimizer:
+    """Stochastic gradient descent with the first of ``betas`` as momentum."""
+    return torch.optim.SGD(groups, lr=learning_rate, momentum=betas[0], weight_decay=weight_decay)
+
+
+def lion(
+    groups: list[dict[str, Any]], learning_rate: float, betas: tuple[float, float], epsilon: float, weight_decay: float
+) -> torch.optim.Optimizer:
+    """Lion: the sign of an average."""
+    return Lion(groups, lr=learning_rate, betas=betas, weight_decay=weight_decay)
+
+
+def muon(
+    groups: list[dict[str, Any]], learning_rate: float, betas: tuple[float, float], epsilon: float, weight_decay: float
+) -> torch.optim.Optimizer:
+    """Muon for the weights of linears, AdamW for the rest."""
+    return Muon(groups, lr=learning_rate, betas=betas, eps=epsilon, weight_decay=weight_decay)
+
+
+OPTIMIZERS = {
+    "adamw": adamw,
+    "adamw8bit": adamw8bit,
+    "adafactor": adafactor,
+    "sgd": sgd,
+    "lion": lion,
+    "muon": muon,
+}
+# bytes of state that each keeps per trained number; Adafactor's rows and columns are next to nothing
+STATE_BYTES = {"adamw": 8.0, "adamw8bit": 2.0 + 8 / 256, "adafactor": 0.0, "sgd": 4.0, "lion": 4.0, "muon": 8.0}
+
+
+def state_bytes(name: str, trained: int, linear: int) -> int:
+    """What the optimiser ``name`` keeps for ``trained`` numbers, ``linear`` of them in the weights of linears."""
+    return int(STATE_BYTES[name] * trained) - (4 * linear if name == "muon" else 0)
+
+
+def own_flops(name: str, sizes: Sequence[tuple[int, int]]) -> float:
+    """Products that a step of the optimiser itself takes for linears of these ``sizes``."""
+    if name != "muon":
+        return 0.0
+    return sum(NEWTON_STEPS * (4.0 * min(size) ** 2 * max(size) + 2.0 * min(size) ** 3) for size in sizes)
 
 
 def factor(schedule: str, step: int, steps: int, warmup_steps: int, minimum: float) -> float:

@@ -38,7 +38,12 @@ class TrainOptions(Options):
     warmup_steps: int = Field(
         default=20, ge=0, description="steps over which the rate rises; at most half of all steps"
     )
-    optimizer: Literal["adamw"] = Field(default="adamw", description="adamw")
+    optimizer: Literal["adamw", "adamw8bit", "adafactor", "sgd", "lion", "muon"] = Field(
+        default="adamw",
+        description="adamw; adamw8bit: its moments in a quarter of the memory; adafactor: next to no state; sgd: with "
+        "betas' first as momentum; lion: one moment, a tenth of adamw's rate; muon: linears' weights move along an "
+        "orthogonal matrix, which takes fewer steps when much is to be learnt",
+    )
     betas: tuple[Share, Share] = Field(default=(0.9, 0.999), description="AdamW: decay of the first and second moment")
     epsilon: float = Field(default=1e-8, gt=0, description="AdamW: added to the root of the second moment")
     weight_decay: float = Field(

@@ -1,0 +1,106 @@
+"""Codes against their definition and bitsandbytes where it runs; a quantised model against its spread weights."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from weitiao.models import tiny
+from weitiao.models.quantized import (
+    BLOCK,
+    QuantizedLinear,
+    decode_scales,
+    dequantize,
+    dynamic_map,
+    encode_nf4,
+    encode_scales,
+    levels,
+    linear_bytes,
+    quantize,
+    unfolded,
+)
+
+SIZES = [(64, 64), (48, 40), (7, 6), (256, 192)]
+KINDS = [("nf4", False), ("nf4", True), ("int8", False)]
+causal = pytest.mark.parametrize("family", [name for name in tiny.FAMILIES if name != "bert"])
+kinds = pytest.mark.parametrize(("kind", "double"), KINDS, ids=["nf4", "nf4 double", "int8"])
+
+
+def halves(codes: torch.Tensor) -> torch.Tensor:
+    return torch.stack((codes >> 4, codes & 15), 1).view(-1).long()
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_every_code_is_the_nearest_level_of_its_block(size):
+    weight = torch.randn(size, generator=torch.Generator().manual_seed(3))
+    codes, scales = encode_nf4(weight)
+    flat = weight.view(-1)
+    for block, values in enumerate(flat.split(BLOCK)):
+        assert scales[block] == values.abs().max()
+        nearest = (values[:, None] / scales[block] - levels()).abs().argmin(1)
+        assert torch.equal(halves(codes)[block * BLOCK : block * BLOCK + len(values)], nearest)
+
+
+def test_a_block_of_zeros_stays_zero():
+    linear = nn.Linear(64, 64, bias=False)
+    linear.weight.data[::2] = 0
+    spread = QuantizedLinear(linear, "nf4").spread(torch.float32)
+    assert torch.equal(spread[::2], torch.zeros(32, 64)) and spread.isfinite().all()
+
+
+def test_scales_in_eight_bits_are_near():
+    scales = torch.rand(1000, generator=torch.Generator().manual_seed(0)) + 0.5
+    again = decode_scales(*encode_scales(scales))
+    assert len(dynamic_map()) == 256 and dynamic_map().unique().numel() == 256
+    assert (again - scales).abs().max() < 0.012
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("double", [False, True])
+def test_the_same_bits_as_bitsandbytes(size, double):
+    functional = pytest.importorskip("bitsandbytes.functional")
+    weight = torch.randn(size, generator=torch.Generator().manual_seed(5))
+    theirs, state = functional.quantize_4bit(weight, blocksize=BLOCK, compress_statistics=double, quant_type="nf4")
+    linear = nn.Linear(size[1], size[0], bias=False)
+    linear.weight.data = weight
+    ours = QuantizedLinear(linear, "nf4", double)
+    assert torch.equal(ours.codes, theirs.view(-1))
+    if double:
+        assert torch.equal(ours.scale_codes, state.absmax) and torch.equal(ours.tops, state.state2.absmax)
+    else:
+        assert torch.equal(ours.scales, state.absmax)
+    assert torch.equal(ours.spread(torch.float32), functional.dequantize_4bit(theirs, state))
+
+
+@kinds
+@pytest.mark.parametrize("size", SIZES)
+def test_bytes_are_what_the_plan_counts(kind, double, size):
+    linear = QuantizedLinear(nn.Linear(size[1], size[0]), kind, double)
+    assert linear.bytes() == linear_bytes(*size, kind, double)
+
+
+@causal
+@kinds
+def test_a_quantised_model_computes_with_its_spread_weights(family, kind, double):
+    ids = torch.randint(5, 300, (2, 9))
+    model = quantize(tiny.make(family), kind, double).eval()
+    assert any(isinstance(module, QuantizedLinear) for module in model.modules())
+    wanted = model(input_ids=ids).logits
+    with unfolded(model, torch.float32):
+        assert torch.equal(model(input_ids=ids).logits, wanted)
+    plain = dequantize(model)
+    assert not any(isinstance(module, QuantizedLinear) for module in plain.modules())
+    torch.testing.assert_close(plain(input_ids=ids).logits, wanted, rtol=0, atol=1e-5)
+
+
+@kinds
+def test_gradients_pass_through(kind, double):
+    linear = nn.Linear(64, 32)
+    quantised = QuantizedLinear(linear, kind, double)
+    plain = nn.Linear(64, 32)
+    plain.weight.data, plain.bias = quantised.spread(torch.float32), linear.bias
+    inputs = [torch.randn(3, 64, generator=torch.Generator().manual_seed(1), requires_grad=True) for _ in range(2)]
+    for module, x in zip((quantised, plain), inputs, strict=True):
+        module(x).square().sum().backward()
+    torch.testing.assert_close(inputs[0].grad, inputs[1].grad)

@@ -1,0 +1,144 @@
+"""PEFT's wrapper and folder format, for every method that stands on it.
+
+    tuned = wrap(model, LoraConfig(r=8, ...))
+    save(tuned, folder, base="weitiao-tiny-zh")
+    tuned = load(model, folder, "LORA")
+    use(tuned, {"hotel": 0.7, "chat": 0.3})      # of several that were loaded under these names
+
+The folder is PEFT's own in both directions: ``adapter_config.json`` and ``adapter_model.safetensors``.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from weitiao.errors import InputError, t
+from weitiao.methods.base import trainable
+
+if TYPE_CHECKING:
+    from torch import nn
+
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+ADAPTER = "default"
+
+
+def wrap(model: Any, config: Any) -> nn.Module:
+    """``model`` in PEFT's wrapper; only what is added trains, in float32."""
+    from peft import get_peft_model
+
+    with _without_warnings():
+        return _float32(get_peft_model(model, config))
+
+
+def passing(model: nn.Module) -> AbstractContextManager[Any]:
+    """Autocast brings inputs to the right dtype by itself; PEFT would copy each to float32 before."""
+    import torch
+    from peft.helpers import disable_input_dtype_casting
+
+    return disable_input_dtype_casting(model, torch.is_autocast_enabled(next(model.parameters()).device.type))
+
+
+def save(model: Any, folder: Path, base: str) -> None:
+    """The adapter as PEFT writes it."""
+    from peft import get_peft_model_state_dict
+    from safetensors.torch import save_file
+
+    config = copy.copy(model.peft_config[ADAPTER])
+    config.inference_mode, config.base_model_name_or_path = True, base
+    # the embedding is saved where it trains; PEFT's own guess would ask the hub about the base
+    state = get_peft_model_state_dict(model, adapter_name=ADAPTER, save_embedding_layers=False)
+    state = {name: tensor.contiguous() for name, tensor in state.items()}
+    save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
+    config.save_pretrained(str(folder))
+
+
+def load(model: Any, folder: Path, *kinds: str, name: str = ADAPTER) -> nn.Module:
+    """``model``, or the wrapped model beside its other adapters, with the adapter in ``folder``, ours or PEFT's own,
+    called ``name``; InputError unless it fits exactly."""
+    from peft import PeftModel, get_peft_model_state_dict
+    from safetensors import safe_open
+
+    read_config(folder, *kinds)
+    try:
+        with _without_warnings():
+            if isinstance(model, PeftModel):
+                model.load_adapter(str(folder), name, is_trainable=True)
+                tuned = model
+            else:
+                tuned = PeftModel.from_pretrained(model, str(folder), name, is_trainable=True)
+    except (ValueError, RuntimeError, KeyError, TypeError) as error:
+        raise InputError(t("{path}: {reason}", path=folder, reason=" ".join(str(error).split()))) from error
+    with safe_open(folder / WEIGHTS, framework="pt") as file:
+        written = set(file.keys())
+    state = get_peft_model_state_dict(tuned, adapter_name=name, save_embedding_layers=False)
+    if wrong := sorted(written ^ state.keys()):
+        message = "{path}: the adapter does not fit its base: {count} tensors differ, {name} first"
+        raise InputError(t(message, path=folder, count=len(wrong), name=wrong[0]))
+    return _float32(tuned)
+
+
+def use(model: Any, weights: Mapping[str, float]) -> None:
+    """From now on the model computes with these adapters, each times its weight: one to switch to it, several for their
+    weighted sum. InputError for a name that is not loaded, and for a weight that DoRA cannot take."""
+    from peft.tuners.lora import LoraLayer
+
+    if unknown := [name for name in weights if name not in model.peft_config]:
+        known = ", ".join(model.peft_config)
+        raise InputError(t('no adapter "{name}" is loaded ({known})', name=unknown[0], known=known))
+    mixed = len(weights) != 1 or any(weight != 1 for weight in weights.values())
+    if mixed and any(getattr(model.peft_config[name], "use_dora", False) for name in weights):
+        raise InputError(t("a DoRA adapter scales its base's weights and cannot be weighted or summed; use it alone"))
+    model.base_model.set_adapter(list(weights))
+    for layer in model.modules():
+        if isinstance(layer, LoraLayer):
+            for name, weight in weights.items():
+                layer.set_scale(name, weight)
+
+
+def read_config(folder: Path, *kinds: str) -> dict[str, Any]:
+    """The adapter's own description; InputError for what is missing, or an adapter of none of ``kinds``."""
+    try:
+        values = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        kind = values["peft_type"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            t("{path}: not an adapter's description ({reason})", path=folder / CONFIG, reason=error)
+        ) from None
+    if kinds and kind not in kinds:
+        message = "{path}: an adapter of the kind {kind}, not {wanted}"
+        raise InputError(t(message, path=folder, kind=kind, wanted=", ".join(kinds)))
+    if not (folder / WEIGHTS).is_file():
+        raise InputError(t("{path}: {file} is missing", path=folder, file=WEIGHTS))
+    return values
+
+
+def short_names(targets: Sequence[str], names: Iterable[str]) -> list[str]:
+    """``targets`` by their last words (``q_proj``) where those mean exactly the same modules, as other programs expect;
+    otherwise in full."""
+    ends = list(dict.fromkeys(name.rpartition(".")[2] for name in targets))
+    meant = {name for name in names if name.rpartition(".")[2] in ends}
+    return ends if meant == set(targets) else list(targets)
+
+
+def _float32(model: nn.Module) -> nn.Module:
+    """Hold what trains in float32."""
+    for parameter in trainable(model).values():
+        parameter.data = parameter.data.float()
+    return model
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """PEFT calls names that transformers has since renamed, and wonders at its own AdaLoRA files; that is nothing a
+    person here can mend. Whether an adapter fits is checked by ourselves."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        warnings.simplefilter("ignore", UserWarning)
+        yield

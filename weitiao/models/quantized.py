@@ -1,0 +1,243 @@
+"""Frozen linears in 4 or 8 bits, on any device: nf4 (QLoRA, Dettmers et al., arXiv 2305.14314) and int8.
+
+    quantize(model, "nf4", double=True)       # every linear but the output head, in place
+    dequantize(model)                         # plain linears again
+
+A quantised linear is an ``nn.Linear`` whose weight is codes. The codes are spread out for each product and forgotten
+again, in the backward pass once more, so that only the codes stay in memory. nf4's codes and double-quantised scales
+are those of bitsandbytes, bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from weitiao.errors import InputError, t
+from weitiao.models import modules
+
+Kind = Literal["nf4", "int8"]
+BLOCK = 64  # weights that share a scale
+FLOAT_BYTES = 4
+SCALES_BLOCK = 256  # scales that share a scale of their own
+# Quantiles of a normal distribution with an exact zero: table NF4 of the paper's appendix E.
+LEVELS = (
+    -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
+    -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
+    0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
+)  # fmt: skip
+
+
+@cache
+def levels() -> Tensor:
+    """The sixteen values of nf4, float32."""
+    return torch.tensor(LEVELS)
+
+
+@cache
+def byte_pairs() -> Tensor:
+    """The two values of every byte [256, 2], float32: the first weight is in the high half."""
+    codes = torch.arange(256)
+    return levels()[torch.stack((codes >> 4, codes & 15), 1)]
+
+
+@cache
+def dynamic_map() -> Tensor:
+    """The 256 values of the signed dynamic 8-bit type (Dettmers, arXiv 1511.04561), float32: the larger the exponent,
+    the finer the fraction."""
+    values = [0.0, 1.0]
+    for exponent in range(7):
+        borders = torch.linspace(0.1, 1, 2**exponent + 1, dtype=torch.float32)
+        means = (borders[:-1] + borders[1:]) / 2.0
+        values += (10 ** (exponent - 6) * means).tolist() + (-(10 ** (exponent - 6)) * means).tolist()
+    return torch.tensor(sorted(values), dtype=torch.float32)
+
+
+def encode_nf4(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Codes uint8 [n / 2] and scales float32 [n / 64] of a weight with n entries, an even number, row after row."""
+    flat = weight.reshape(-1).float()
+    blocks = nn.functional.pad(flat, (0, -len(flat) % BLOCK)).view(-1, BLOCK)
+    scales = blocks.abs().amax(1)
+    scaled = (blocks * (1.0 / scales.clamp_min(1e-38))[:, None]).clamp(-1, 1).reshape(-1)[: len(flat)]
+    table = levels().to(flat.device)
+    codes = torch.bucketize(scaled, (table[1:] + table[:-1]) / 2, out_int32=True).to(torch.uint8)
+    return (codes[::2] << 4) | codes[1::2], scales
+
+
+def encode_scales(scales: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Scales [s] in 8 bits: codes uint8 [s], scales of blocks of them float32 [s / 256], and their mean."""
+    mean = scales.mean()
+    blocks = nn.functional.pad(scales - mean, (0, -len(scales) % SCALES_BLOCK)).view(-1, SCALES_BLOCK)
+    tops = blocks.abs().amax(1)
+    scaled = (blocks / tops.clamp_min(1e-38)[:, None]).reshape(-1)[: len(scales)]
+    table = dynamic_map().to(scales.device)
+    return torch.bucketize(scaled, (table[1:] + table[:-1]) / 2, out_int32=True).to(torch.uint8), tops, mean
+
+
+def decode_scales(codes: Tensor, tops: Tensor, mean: Tensor) -> Tensor:
+    """The reverse of :func:`encode_scales`: float32 [s]."""
+    return dynamic_map().to(codes.device)[codes.long()] * tops.repeat_interleave(SCALES_BLOCK)[: len(codes)] + mean
+
+
+class QuantizedLinear(nn.Linear):
+    """A frozen linear that keeps codes. ``weight`` has the shape and the dtype that others ask for, and no memory: it
+    lies on the meta device. ``bias`` stays as it was."""
+
+    def __init__(self, linear: nn.Linear | Conv1D, kind: Kind, double: bool = False):
+        inputs, outputs = modules.in_out(linear)
+        super().__init__(inputs, outputs, bias=False, device="meta", dtype=linear.weight.dtype)
+        self.weight.requires_grad_(False)
+        self.bias = linear.bias
+        self.kind = kind
+        weight = linear.weight.T if isinstance(linear, Conv1D) else linear.weight
+        buffers: dict[str, Tensor] = {}
+        with torch.no_grad():
+            if kind == "int8":
+                scales = weight.float().abs().amax(1).clamp_min(1e-38) / 127
+                buffers["codes"] = (weight.float() / scales[:, None]).round().to(torch.int8)
+                buffers["scales"] = scales
+            else:
+                buffers["codes"], buffers["scales"] = encode_nf4(weight)
+                if double:
+                    scales = buffers.pop("scales")
+                    buffers["scale_codes"], buffers["tops"], buffers["mean"] = encode_scales(scales)
+        for name, tensor in buffers.items():
+            self.register_buffer(name, tensor)
+
+    def spread(self, dtype: torch.dtype) -> Tensor:
+        """The weight [out, in] that the codes stand for."""
+        state: Any = self
+        if self.kind == "int8":
+            return (state.codes * state.scales[:, None]).to(dtype)
+        double = hasattr(self, "scale_codes")
+        scales = decode_scales(state.scale_codes, state.tops, state.mean) if double else state.scales
+        values = byte_pairs().to(state.codes.device)[state.codes.int()].view(-1)
+        missing = -len(values) % BLOCK
+        blocks = nn.functional.pad(values, (0, missing)).view(-1, BLOCK) * scales[:, None]
+        return blocks.view(-1)[: len(values)].view(self.out_features, self.in_features).to(dtype)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> nn.Module:
+        """As the base class, for ``to`` and its like; the weight has nothing that could be moved or converted."""
+        weight = self._parameters.pop("weight")
+        super()._apply(fn, recurse)
+        self._parameters["weight"] = weight
+        return self
+
+    def forward(self, input: Tensor) -> Tensor:
+        """[..., in] to [..., out], in the input's dtype or autocast's."""
+        device = input.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else input.dtype
+        return _Product.apply(input.to(dtype), self)  # type: ignore[return-value]
+
+    def bytes(self) -> int:
+        """What the codes and their scales take."""
+        return sum(tensor.nbytes for tensor in self.buffers(recurse=False))
+
+
+class _Product(torch.autograd.Function):
+    """x Wᵀ + b that keeps nothing: the weight is spread out again for the gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor, linear: QuantizedLinear) -> Tensor:
+        ctx.linear = linear
+        bias = None if linear.bias is None else linear.bias.to(inputs.dtype)
+        with torch.autocast(inputs.device.type, enabled=False):
+            return nn.functional.linear(inputs, linear.spread(inputs.dtype), bias)
+
+    @staticmethod
+    def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor, None]:
+        (grad,) = outputs
+        with torch.autocast(grad.device.type, enabled=False):
+            return grad @ ctx.linear.spread(grad.dtype), None
+
+
+def linear_bytes(outputs: int, inputs: int, kind: Kind, double: bool = False) -> int:
+    """What the codes of a linear and their scales take, bias apart."""
+    weights = outputs * inputs
+    if kind == "int8":
+        return weights + FLOAT_BYTES * outputs
+    scales = -(-weights // BLOCK)
+    if not double:
+        return weights // 2 + FLOAT_BYTES * scales
+    return weights // 2 + scales + FLOAT_BYTES * (-(-scales // SCALES_BLOCK) + 1)
+
+
+def quantize(model: nn.Module, kind: Kind, double: bool = False, training: Collection[str] = frozenset()) -> nn.Module:
+    """Put codes in the place of every linear's weight, one linear after another; the output head stays, and so do
+    linears with a parameter among ``training``. InputError where that leaves none."""
+    linears: dict[str, Any] = dict(modules.linears(model))
+    chosen = {
+        name: linear
+        for name, linear in linears.items()
+        if not {f"{name}.weight", f"{name}.bias"} & {*training}
+    }
+    if not chosen:
+        raise InputError(
+            t("model.quantize: every linear trains; codes cannot, so take quantize=none or another method")
+        )
+    for name, linear in chosen.items():
+        if not isinstance(linear, QuantizedLinear):
+            _replace(model, name, QuantizedLinear(linear, kind, double))
+    return model
+
+
+def dequantize(model: nn.Module, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """Put plain linears in the place of quantised ones."""
+    for name, linear in list(model.named_modules()):
+        if isinstance(linear, QuantizedLinear):
+            _replace(model, name, _plain(linear, dtype))
+    return model
+
+
+def kind_of(model: nn.Module) -> dict[str, Any] | None:
+    """How a model's linears are quantised, as the options of ``models.load`` say it; None where they are not."""
+    found = next((module for module in model.modules() if isinstance(module, QuantizedLinear)), None)
+    if found is None:
+        return None
+    return {"quantize": found.kind, "double_quantization": hasattr(found, "scale_codes")}
+
+
+def plain_state(model: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
+    """The state that a plain model of the same kind has, with the weights that the codes stand for."""
+    state = {}
+    for name, tensor in model.state_dict().items():
+        module = model.get_submodule(name.rpartition(".")[0])
+        last = name.rpartition(".")[2]
+        if not isinstance(module, QuantizedLinear) or last == "bias":
+            state[name] = tensor
+        elif last == "weight":
+            state[name] = module.spread(dtype)
+    return state
+
+
+def _plain(linear: QuantizedLinear, dtype: torch.dtype) -> nn.Linear:
+    plain = nn.Linear(linear.in_features, linear.out_features, bias=False, device="meta")
+    plain.weight = nn.Parameter(linear.spread(dtype), requires_grad=False)
+    plain.bias = linear.bias
+    return plain
+
+
+def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
+    above, _, last = name.rpartition(".")
+    setattr(model.get_submodule(above), last, module)
+
+
+@contextmanager
+def unfolded(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
+    """Inside the block every quantised linear computes with its weight spread out once: more memory, and a token costs
+    what it costs without quantisation."""
+    found = [module for module in model.modules() if isinstance(module, QuantizedLinear)]
+    for module in found:
+        spread = module.spread(dtype)
+        module.__dict__["spread"] = lambda wanted, kept=spread: kept.to(wanted)
+    try:
+        yield
+    finally:
+        for module in found:
+            del module.__dict__["spread"]
