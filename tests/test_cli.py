@@ -19,6 +19,7 @@ VERBS = {
     "env": ["--json"],
     "fetch": ["--json", "--revision", "--to"],
     "inspect": ["--json"],
+    "convert": [],
     "tokenizer train": ["--json", "--output", "--kind", "--vocab-size", "--overwrite", "--skip-bad"],
     "data show": ["--json", "--model", "--rows", "--html", "--skip-bad", "--train-on"],
     "data stats": ["--json", "--model", "--skip-bad"],

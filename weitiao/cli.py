@@ -30,6 +30,7 @@ VERBS = (
     Verb("env", "weitiao.machine.env:env_verb", "what this machine can do, and what to do about what it cannot"),
     Verb("fetch", "weitiao.weights.fetch:verb", "get a model's files, verified"),
     Verb("inspect", "weitiao.weights.inspect:verb", "the tensors of a model folder, without loading it"),
+    Verb("convert", "weitiao.weights.convert:verb", "ChatGLM2/3 or Llama as first published, into a folder that loads"),
     Verb("tokenizer train", "weitiao.data.tokenizer:train_verb", "train a tokenizer on text"),
     Verb("data show", "weitiao.data.show:verb", "rows in colour: which tokens are trained"),
     Verb("data stats", "weitiao.data.stats:verb", "lengths, outliers, duplicates, what max_length would cut"),
