@@ -26,6 +26,7 @@ VERBS = {
     "data split": ["--json", "--skip-bad"],
     "plan": ["--json"],
     "train": ["--json", "--dry-run", "--resume", "--overwrite", "--skip-bad", "--schema"],
+    "sweep": ["--json", "--methods", "--seeds", "--steps", "--tokens", "--minutes"],
     "eval": ["--json", "--task", "--data", "--predictions"],
     "report": ["--json"],
     "merge": ["--json"],

@@ -1,0 +1,208 @@
+"""One recipe by several methods, side by side: the same rows, budget and seeds.
+
+    weitiao sweep recipes/mine.yaml --methods lora,adalora,prefix_tuning --seeds 0,1
+    weitiao sweep recipes/mine.yaml --methods lora,full --minutes 5
+
+Every run is a process of its own, so that its memory can be measured and a failure stays its own. A run that has
+finished is not run again: after a stop the same command goes on. ``sweep.md`` and ``sweep.png`` lie in the output.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Annotated, Any
+
+import typer
+
+from weitiao import config, recipe
+from weitiao.errors import InputError, RunError, say, t
+from weitiao.evaluate.compare import markdown
+from weitiao.evaluate.plot import scatter
+from weitiao.methods import METHODS
+from weitiao.plan.report import duration, size
+from weitiao.runs import Run, is_run, write_atomic
+
+PROBE_STEPS = 6  # of a short run that finds out how many steps fit into --minutes
+PRESETS = ("qlora",)
+
+
+def verb(
+    context: typer.Context,
+    words: recipe.Words = None,
+    methods: Annotated[str, typer.Option(help="methods by name, with commas between")] = "",
+    seeds: Annotated[str, typer.Option(help="seeds, with commas between; each method runs with each")] = "0",
+    steps: Annotated[int | None, typer.Option(min=1, help="budget: optimiser steps of each run")] = None,
+    tokens: Annotated[int | None, typer.Option(min=1, help="budget: tokens read by each run")] = None,
+    minutes: Annotated[float | None, typer.Option(min=0.01, help="budget: minutes of training of each run")] = None,
+    as_json: recipe.AsJson = False,
+) -> None:
+    """Run a recipe by several methods and compare what they reach and what they cost."""
+    values, seed_list = _tree(words or ()), _numbers(seeds)
+    names = [name.strip() for name in methods.split(",") if name.strip()]
+    known = (*METHODS, *PRESETS)
+    problems = [config.unknown(name, "--methods", known) for name in names if name not in known]
+    if not names:
+        problems.append(t("--methods: name some of {names}", names=", ".join(known)))
+    if sum(budget is not None for budget in (steps, tokens, minutes)) > 1:
+        problems.append(t("--steps, --tokens and --minutes are three ways to say one budget; give one of them"))
+    if problems:
+        raise InputError(problems)
+    found = sweep(values, names, seed_list, steps=steps, tokens=tokens, minutes=minutes,
+                  generators=getattr(context.obj, "generators", {}))  # fmt: skip
+    if as_json:
+        print(json.dumps(found, ensure_ascii=False))
+
+
+def sweep(
+    values: Mapping[str, Any],
+    methods: Sequence[str],
+    seeds: Sequence[int] = (0,),
+    *,
+    steps: int | None = None,
+    tokens: int | None = None,
+    minutes: float | None = None,
+    generators: recipe.Generators | None = None,
+) -> list[dict[str, Any]]:
+    """A row for every method and seed: what ``weitiao train --json`` says of the run, or why there is none."""
+    output = Path(values["output"])
+    section = dict(values.get("method") or {})
+    rows = []
+    for name in methods:
+        method = section if section.get("name") == name else {"name": name}
+        for seed in seeds:
+            train = dict(values.get("train") or {}) | {"seed": seed}
+            part = {**values, "method": method, "train": train, "output": str(output / f"{name}-{seed}")}
+            if minutes is not None:
+                steps = _steps_in(part, minutes)
+            if tokens is not None:
+                steps = _steps_for(part, tokens, generators or {})
+            if steps is not None:
+                part["train"] = train | {"max_steps": steps}
+            say("sweep: {method}, seed {seed}", method=name, seed=seed)
+            rows.append({"method": name, "seed": seed, **_row(part)})
+            _write(output, rows)
+    return rows
+
+
+def _tree(words: Sequence[str]) -> dict[str, Any]:
+    """The recipe's values as written, checked as a whole."""
+    if not words:
+        raise InputError(t("which recipe? give a file, or options such as data.train=rows.jsonl output=runs/first"))
+    _, tree = recipe.from_words(words)
+    if tree.values.get("stages"):
+        raise InputError(t("a sweep compares single runs; this recipe has stages"))
+    return dict(tree.values)
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        return [int(word) for word in text.split(",")]
+    except ValueError:
+        raise InputError(t('--seeds: "{text}" is not a list of numbers', text=text)) from None
+
+
+def _row(values: Mapping[str, Any]) -> dict[str, Any]:
+    """One run, in a process of its own; a run that stands finished is read instead."""
+    run = Run(Path(values["output"]))
+    result = run.path / "result.json"
+    if result.is_file():
+        return json.loads(result.read_text(encoding="utf-8"))
+    words = ["--resume", str(run.path)] if is_run(run.path) else [_written(values)]
+    command = [sys.executable, "-m", "weitiao", "train", *words, "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8")
+    if done.returncode:
+        reasons = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+        return {"error": " ".join(reasons) or done.stderr.strip().splitlines()[-1]}
+    row = json.loads(done.stdout.splitlines()[-1])
+    plan = json.loads((run.path / "plan.json").read_text(encoding="utf-8"))
+    row["trainable_parameters"] = plan["trainable_parameters"]
+    row["disk_bytes"] = sum(file.stat().st_size for file in run.final.rglob("*") if file.is_file())
+    write_atomic(result, json.dumps(row, ensure_ascii=False))
+    return row
+
+
+def _written(values: Mapping[str, Any]) -> str:
+    """The recipe of one run as a file beside its folder."""
+    path = Path(values["output"]).with_suffix(".yaml")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, json.dumps(values, ensure_ascii=False, indent=1))  # JSON is YAML
+    return str(path)
+
+
+def _steps_in(values: Mapping[str, Any], minutes: float) -> int:
+    """Steps that a run takes in ``minutes``, from a few steps of it."""
+    probe = Path(values["output"]).with_name(f".{Path(values['output']).name}.probe")
+    train = {**values["train"], "max_steps": PROBE_STEPS, "evaluate_every": "never", "save_every": "never"}
+    found = _row({**values, "train": train, "output": str(probe), "evaluate": None})
+    if "error" in found:
+        raise RunError(found["error"])
+    seconds = sorted(line["seconds"] for line in Run(probe).metrics() if "loss" in line)
+    return max(1, round(60 * minutes / seconds[len(seconds) // 2]))
+
+
+def _steps_for(values: Mapping[str, Any], tokens: int, generators: recipe.Generators) -> int:
+    """Steps after which a run has read ``tokens``, as the plan counts them."""
+    from weitiao.plan.prepare import prepare
+
+    with tempfile.TemporaryDirectory(prefix="weitiao-") as scratch:
+        plan = prepare(recipe.load(values)[0], generators, Path(scratch)).plan
+    return max(1, round(tokens * plan.steps / plan.tokens))
+
+
+def _write(output: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """sweep.md and sweep.png, anew after every run."""
+    output.mkdir(parents=True, exist_ok=True)
+    write_atomic(output / "sweep.md", table(rows))
+    good = [row for row in rows if "error" not in row]
+    measure = next((name for row in good for name in row["figures"]), "best on validation")
+    points = {}
+    for name in dict.fromkeys(row["method"] for row in good):
+        own = [row for row in good if row["method"] == name]
+        values = [_value(row["figures"].get(measure, row["best_metric"])) for row in own]
+        if found := [value for value in values if value is not None]:
+            points[name] = (own[0]["trainable_parameters"], fmean(found))
+    if points:
+        scatter(points, output / "sweep.png", "trainable parameters", measure)
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Methods down; quality, parameters, memory planned and measured, time and size across."""
+    measures = list(dict.fromkeys(name for row in rows for name in row.get("figures") or {}))
+    head = [t("method"), *measures, t("best on validation"), t("trainable"), t("peak planned"), t("peak measured"),
+            t("time"), t("on disk")]  # fmt: skip
+    lines = []
+    for name in dict.fromkeys(row["method"] for row in rows):
+        own = [row for row in rows if row["method"] == name and "error" not in row]
+        if not own:
+            reason = next(row["error"] for row in rows if row["method"] == name)
+            lines.append([name, reason, *[""] * (len(head) - 2)])
+            continue
+        one = own[0]
+        lines.append(
+            [
+                name,
+                *(_mean([_value(row["figures"].get(measure)) for row in own]) for measure in measures),
+                _mean([row["best_metric"] for row in own]),
+                f"{one['trainable_parameters']:,}",
+                size(one["planned_host_peak_bytes"]),
+                size(one["host_peak_bytes"] or 0),
+                duration(fmean(row["seconds"] for row in own)),
+                size(one["disk_bytes"]),
+            ]
+        )
+    return markdown(head, lines)
+
+
+def _value(figure: Any) -> float | None:
+    return figure["value"] if isinstance(figure, Mapping) else figure
+
+
+def _mean(values: Sequence[float | None]) -> str:
+    found = [value for value in values if value is not None]
+    return f"{fmean(found):.3f}" if found else "–"
