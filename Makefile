@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint base clean FORCE
+.PHONY: help setup demo test matrix lint base clean FORCE
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -21,6 +21,9 @@ demo: $(VENV)/.runtime ## the main job on the embedded model: plan, tune, measur
 
 test: setup ## every test, on a CPU, offline
 	$(BIN)/python -m pytest
+
+matrix: setup ## every method on every model family and kind of base (an hour)
+	WEITIAO_MATRIX=1 $(BIN)/python -m pytest tests/methods
 
 lint: setup ## ruff and pyright
 	$(BIN)/ruff check .

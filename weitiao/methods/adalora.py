@@ -137,6 +137,10 @@ class AdaLoRA(Method):
         """See ``adapters.passing``."""
         return adapters.passing(model)
 
+    def disabled(self, model: Any) -> AbstractContextManager[Any]:
+        """The base as it was, inside the block."""
+        return model.disable_adapter()
+
     def merge(self, model: Any) -> nn.Module:
         """The base with P Λ Q added to its weights."""
         return model.merge_and_unload(safe_merge=True)

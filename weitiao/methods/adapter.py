@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -65,6 +66,13 @@ class Adapter(Method):
     def count(self, shape: Shape) -> int:
         """2 · hidden · size + size + hidden for every place."""
         return len(sites(shape, self.style)) * (2 * shape.hidden * self.size + self.size + shape.hidden)
+
+    def disabled(self, model: nn.Module) -> AbstractContextManager[Any]:
+        """The model without its adapters, inside the block."""
+        from weitiao.methods import bottleneck
+        from weitiao.models import modules
+
+        return bottleneck.disabled(getattr(modules.inner(model), MODULE))
 
     def merge(self, model: nn.Module) -> nn.Module:
         """InputError: no matrix equals a matrix with a nonlinearity behind it."""

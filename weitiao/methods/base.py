@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from weitiao.config import Options
+from weitiao.errors import InputError, t
 
 if TYPE_CHECKING:
     import torch
@@ -73,6 +74,11 @@ class Method(Options):
             {"params": [p for p in trained if p.ndim < 2], "lr": learning_rate, "weight_decay": 0.0},
         ]
         return [group for group in groups if group["params"]]
+
+    def disabled(self, model: nn.Module) -> AbstractContextManager[Any]:
+        """Inside the block ``model`` is the base as it was; InputError for a method that changes the base itself."""
+        message = "method.name={name} changes the base itself and cannot be switched off; load the base beside it"
+        raise InputError(t(message, name=type(self).model_fields["name"].default))
 
     def merge(self, model: nn.Module) -> nn.Module:
         """A plain model with the same outputs; InputError if the method cannot be merged."""

@@ -146,6 +146,13 @@ class LoRA(Method):
         """See ``adapters.passing``."""
         return adapters.passing(model)
 
+    def disabled(self, model: Any) -> AbstractContextManager[Any]:
+        """The base as it was, inside the block; not after PiSSA, which took its main part out of the base."""
+        if self.initialize == "pissa":
+            message = "method.initialize: pissa changed the base, which cannot be switched back; load it anew"
+            raise InputError(t(message))
+        return model.disable_adapter()
+
     def merge(self, model: Any) -> nn.Module:
         """The base with the product of the small matrices added to its weights; the wrapped model is used up."""
         return model.merge_and_unload(safe_merge=True)

@@ -8,6 +8,7 @@ Only what the network produces is needed afterwards, so only that is saved.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -61,6 +62,12 @@ class PTuning(Method):
         first = 8 * inner * (width + inner + 2)  # two directions of four gates, with torch's two biases
         rest = (self.encoder_layers - 1) * 8 * inner * (2 * inner + inner + 2)
         return self.tokens * width + first + rest + (2 * inner + 1) * 2 * inner + (2 * inner + 1) * width
+
+    def disabled(self, model: nn.Module) -> AbstractContextManager[Any]:
+        """The model without its virtual tokens, inside the block."""
+        from weitiao.methods import virtual
+
+        return virtual.disabled(model)
 
     def merge(self, model: nn.Module) -> nn.Module:
         """InputError: there is nothing in the weights that could hold them."""

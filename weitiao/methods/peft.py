@@ -70,6 +70,10 @@ class Peft(Method):
         """See ``adapters.passing``."""
         return adapters.passing(model)
 
+    def disabled(self, model: Any) -> AbstractContextManager[Any]:
+        """The base as it was, inside the block."""
+        return model.disable_adapter()
+
     def merge(self, model: Any) -> nn.Module:
         """The base with the adapter in its weights, where PEFT can do that; InputError otherwise."""
         if not hasattr(model, "merge_and_unload"):

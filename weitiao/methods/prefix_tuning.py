@@ -7,6 +7,7 @@ PrefixTuning(tokens=16).attach(model)
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -55,6 +56,12 @@ class PrefixTuning(Method):
             return self.tokens * states
         width = shape.kv_heads * shape.head_dim
         return self.tokens * width + (width + 1) * self.projection + (self.projection + 1) * states
+
+    def disabled(self, model: nn.Module) -> AbstractContextManager[Any]:
+        """The model without its virtual tokens, inside the block."""
+        from weitiao.methods import virtual
+
+        return virtual.disabled(model)
 
     def merge(self, model: nn.Module) -> nn.Module:
         """InputError: there is nothing in the weights that could hold them."""

@@ -6,6 +6,7 @@ PromptTuning(tokens=20, start="vocabulary").attach(model)
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -77,6 +78,12 @@ class PromptTuning(Method):
     def count(self, shape: Shape) -> int:
         """tokens · hidden."""
         return self.tokens * shape.hidden
+
+    def disabled(self, model: nn.Module) -> AbstractContextManager[Any]:
+        """The model without its virtual tokens, inside the block."""
+        from weitiao.methods import virtual
+
+        return virtual.disabled(model)
 
     def merge(self, model: nn.Module) -> nn.Module:
         """InputError: there is nothing in the weights that could hold them."""

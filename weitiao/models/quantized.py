@@ -172,11 +172,7 @@ def quantize(model: nn.Module, kind: Kind, double: bool = False, training: Colle
     """Put codes in the place of every linear's weight, one linear after another; the output head stays, and so do
     linears with a parameter among ``training``. InputError where that leaves none."""
     linears: dict[str, Any] = dict(modules.linears(model))
-    chosen = {
-        name: linear
-        for name, linear in linears.items()
-        if not {f"{name}.weight", f"{name}.bias"} & {*training}
-    }
+    chosen = {name: linear for name, linear in linears.items() if not {f"{name}.weight", f"{name}.bias"} & {*training}}
     if not chosen:
         raise InputError(
             t("model.quantize: every linear trains; codes cannot, so take quantize=none or another method")
