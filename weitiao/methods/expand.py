@@ -41,6 +41,7 @@ class Expand(Method):
         from torch import nn
 
         from weitiao.models import modules, shape
+        from weitiao.models.quantized import dequantize
 
         before = shape.read(model.config)
         _check(before)
@@ -49,7 +50,7 @@ class Expand(Method):
         outputs = [site.output.removeprefix(before.blocks[0] + ".") for site in sites(before, "houlsby")[:2]]
         layers, new = [], []
         for place, (source, fresh) in enumerate(order):
-            layer = copy.deepcopy(old[source]) if fresh else old[source]
+            layer = dequantize(copy.deepcopy(old[source])) if fresh else old[source]  # codes cannot train
             if fresh:
                 new.append(place)
                 with torch.no_grad():
