@@ -70,10 +70,14 @@ def base_model(family: str, base: str, training: Any = ()) -> Any:
     return quantize(model, "nf4", training=training) if base == "nf4" else model
 
 
+def plain(name: str, family: str, base: str) -> Any:
+    """The model that the method is put on: of codes only what it does not train."""
+    return base_model(family, base, method_of(METHODS[name]).base_names(shape.read(tiny.make(family).config)))
+
+
 def attached(name: str, family: str, base: str) -> tuple[Any, Any]:
     """A model with the method on it, and the method."""
-    method = method_of(METHODS[name])
-    model = base_model(family, base, method.base_names(shape.read(tiny.make(family).config)))
+    method, model = method_of(METHODS[name]), plain(name, family, base)
     torch.manual_seed(0)
     return method.attach(model), method
 
@@ -100,19 +104,19 @@ def close(one: torch.Tensor, other: torch.Tensor, base: str) -> None:
 
 @matrix
 def test_starts_as_the_base_and_can_be_switched_off(name: str, family: str, base: str, tmp_path: Path):
-    plain = logps(base_model(family, base).eval(), rows(3))
+    untouched = logps(plain(name, family, base).eval(), rows(3))
     model, method = attached(name, family, base)
     if name not in STARTS_ELSEWHERE:
-        close(logps(model.eval(), rows(3)), plain, base)
+        close(logps(model.eval(), rows(3)), untouched, base)
     model, method, _ = moved(name, family, base, tmp_path / "run")
     changed = logps(model, rows(3))
-    assert not torch.equal(changed, plain)
+    assert not torch.equal(changed, untouched)
     if name in CHANGES_THE_BASE:
         with pytest.raises(InputError, match="switched"):
             method.disabled(model)
         return
     with method.disabled(model):
-        close(logps(model, rows(3)), plain, base)
+        close(logps(model, rows(3)), untouched, base)
     assert torch.equal(logps(model, rows(3)), changed)
 
 

@@ -143,7 +143,7 @@ class AdaLoRA(Method):
 
     def merge(self, model: Any) -> nn.Module:
         """The base with P Λ Q added to its weights."""
-        return model.merge_and_unload(safe_merge=True)
+        return adapters.merge(model)
 
     def save(self, model: Any, folder: Path, base: str) -> None:
         """As PEFT writes it, of every update only the triplets whose Λ is not zero: what the model computes."""

@@ -14,7 +14,7 @@ import copy
 import json
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,12 +37,21 @@ def wrap(model: Any, config: Any) -> nn.Module:
         return _float32(get_peft_model(model, config))
 
 
-def passing(model: nn.Module) -> AbstractContextManager[Any]:
+@contextmanager
+def passing(model: nn.Module) -> Iterator[None]:
     """Autocast brings inputs to the right dtype by itself; PEFT would copy each to float32 before."""
     import torch
-    from peft.helpers import disable_input_dtype_casting
 
-    return disable_input_dtype_casting(model, torch.is_autocast_enabled(next(model.parameters()).device.type))
+    casting: list[Any] = []
+    if torch.is_autocast_enabled(next(model.parameters()).device.type):  # not every layer of PEFT's casts
+        casting = [module for module in model.modules() if getattr(module, "cast_input_dtype_enabled", False)]
+    for module in casting:
+        module.cast_input_dtype_enabled = False
+    try:
+        yield
+    finally:
+        for module in casting:
+            module.cast_input_dtype_enabled = True
 
 
 def save(model: Any, folder: Path, base: str) -> None:
@@ -82,6 +91,13 @@ def load(model: Any, folder: Path, *kinds: str, name: str = ADAPTER) -> nn.Modul
         message = "{path}: the adapter does not fit its base: {count} tensors differ, {name} first"
         raise InputError(t(message, path=folder, count=len(wrong), name=wrong[0]))
     return _float32(tuned)
+
+
+def merge(model: Any) -> nn.Module:
+    """The base with the adapters in use added to its weights, plain where it was codes; the wrapper is used up."""
+    from weitiao.models.quantized import dequantize
+
+    return dequantize(model).merge_and_unload(safe_merge=True)  # type: ignore[operator]
 
 
 def use(model: Any, weights: Mapping[str, float]) -> None:

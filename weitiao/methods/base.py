@@ -107,7 +107,7 @@ def _linear_weights(model: nn.Module) -> set[int]:
 
     head = modules.output_linear(model)
     found = (m for m in model.modules() if isinstance(m, nn.Linear | Conv1D) and m is not head)
-    return {id(module.weight) for module in found}
+    return {id(module._parameters.get("weight")) for module in found}
 
 
 def compute_dtype(model: nn.Module) -> torch.dtype:

@@ -155,7 +155,7 @@ class LoRA(Method):
 
     def merge(self, model: Any) -> nn.Module:
         """The base with the product of the small matrices added to its weights; the wrapped model is used up."""
-        return model.merge_and_unload(safe_merge=True)
+        return adapters.merge(model)
 
     def save(self, model: Any, folder: Path, base: str) -> None:
         """As PEFT writes it; after PiSSA an adapter of twice the rank, on the base as it was."""

@@ -78,7 +78,7 @@ class Peft(Method):
         """The base with the adapter in its weights, where PEFT can do that; InputError otherwise."""
         if not hasattr(model, "merge_and_unload"):
             raise InputError(t("method.kind: PEFT cannot merge {kind}; keep the adapter", kind=self.kind))
-        return model.merge_and_unload(safe_merge=True)
+        return adapters.merge(model)
 
     def save(self, model: Any, folder: Path, base: str) -> None:
         """As PEFT writes it."""

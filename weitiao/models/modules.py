@@ -112,8 +112,9 @@ def is_linear(module: nn.Module) -> bool:
 
 def in_out(module: nn.Module) -> tuple[int, int]:
     """Input and output width of a linear; Conv1D keeps its weight as [in, out]."""
-    weight: Any = module.weight
-    rows, columns = weight.shape
+    if isinstance(module, nn.Linear):
+        return module.in_features, module.out_features
+    rows, columns = module.weight.shape  # type: ignore[union-attr]
     return (rows, columns) if isinstance(module, Conv1D) else (columns, rows)
 
 

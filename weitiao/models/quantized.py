@@ -86,14 +86,14 @@ def decode_scales(codes: Tensor, tops: Tensor, mean: Tensor) -> Tensor:
 
 
 class QuantizedLinear(nn.Linear):
-    """A frozen linear that keeps codes. ``weight`` has the shape and the dtype that others ask for, and no memory: it
-    lies on the meta device. ``bias`` stays as it was."""
+    """A frozen linear that keeps codes. ``weight`` is what they stand for, computed anew whenever it is asked for, and
+    no parameter; ``bias`` stays as it was."""
 
     def __init__(self, linear: nn.Linear | Conv1D, kind: Kind, double: bool = False):
-        inputs, outputs = modules.in_out(linear)
-        super().__init__(inputs, outputs, bias=False, device="meta", dtype=linear.weight.dtype)
-        self.weight.requires_grad_(False)
+        nn.Module.__init__(self)
+        self.in_features, self.out_features = modules.in_out(linear)
         self.bias = linear.bias
+        self.weight_dtype = linear.weight.dtype
         self.kind = kind
         weight = linear.weight.T if isinstance(linear, Conv1D) else linear.weight
         buffers: dict[str, Tensor] = {}
@@ -122,12 +122,10 @@ class QuantizedLinear(nn.Linear):
         blocks = nn.functional.pad(values, (0, missing)).view(-1, BLOCK) * scales[:, None]
         return blocks.view(-1)[: len(values)].view(self.out_features, self.in_features).to(dtype)
 
-    def _apply(self, fn: Any, recurse: bool = True) -> nn.Module:
-        """As the base class, for ``to`` and its like; the weight has nothing that could be moved or converted."""
-        weight = self._parameters.pop("weight")
-        super()._apply(fn, recurse)
-        self._parameters["weight"] = weight
-        return self
+    @property
+    def weight(self) -> Tensor:  # type: ignore[override]
+        """[out, in] in the dtype that the weight had."""
+        return self.spread(self.weight_dtype)
 
     def forward(self, input: Tensor) -> Tensor:
         """[..., in] to [..., out], in the input's dtype or autocast's."""
@@ -201,15 +199,13 @@ def kind_of(model: nn.Module) -> dict[str, Any] | None:
 
 def plain_state(model: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
     """The state that a plain model of the same kind has, with the weights that the codes stand for."""
-    state = {}
-    for name, tensor in model.state_dict().items():
-        module = model.get_submodule(name.rpartition(".")[0])
-        last = name.rpartition(".")[2]
-        if not isinstance(module, QuantizedLinear) or last == "bias":
-            state[name] = tensor
-        elif last == "weight":
-            state[name] = module.spread(dtype)
-    return state
+    found = {name: module for name, module in model.named_modules() if isinstance(module, QuantizedLinear)}
+    state = {
+        name: tensor
+        for name, tensor in model.state_dict().items()
+        if name.rpartition(".")[0] not in found or name.endswith(".bias")
+    }
+    return state | {f"{name}.weight": module.spread(dtype) for name, module in found.items()}
 
 
 def _plain(linear: QuantizedLinear, dtype: torch.dtype) -> nn.Linear:
