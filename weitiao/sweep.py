@@ -20,7 +20,7 @@ from typing import Annotated, Any
 
 import typer
 
-from weitiao import config, recipe
+from weitiao import recipe
 from weitiao.errors import InputError, RunError, say, t
 from weitiao.evaluate.compare import markdown
 from weitiao.evaluate.plot import scatter
@@ -46,7 +46,11 @@ def verb(
     values, seed_list = _tree(words or ()), _numbers(seeds)
     names = [name.strip() for name in methods.split(",") if name.strip()]
     known = (*METHODS, *PRESETS)
-    problems = [config.unknown(name, "--methods", known) for name in names if name not in known]
+    problems = [
+        "--methods: " + t('no method "{name}" ({names})', name=name, names=", ".join(known))
+        for name in names
+        if name not in known
+    ]
     if not names:
         problems.append(t("--methods: name some of {names}", names=", ".join(known)))
     if sum(budget is not None for budget in (steps, tokens, minutes)) > 1:
@@ -138,7 +142,7 @@ def _written(values: Mapping[str, Any]) -> str:
 def _steps_in(values: Mapping[str, Any], minutes: float) -> int:
     """Steps that a run takes in ``minutes``, from a few steps of it."""
     probe = Path(values["output"]).with_name(f".{Path(values['output']).name}.probe")
-    train = {**values["train"], "max_steps": PROBE_STEPS, "evaluate_every": "never", "save_every": "never"}
+    train = {**values["train"], "max_steps": PROBE_STEPS, "evaluate_every": "none", "save_every": "none"}
     found = _row({**values, "train": train, "output": str(probe), "evaluate": None})
     if "error" in found:
         raise RunError(found["error"])

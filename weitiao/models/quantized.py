@@ -94,6 +94,7 @@ class QuantizedLinear(nn.Linear):
         self.in_features, self.out_features = modules.in_out(linear)
         self.bias = linear.bias
         self.weight_dtype = linear.weight.dtype
+        self.transposed = isinstance(linear, Conv1D)  # how its family stores the weight
         self.kind = kind
         weight = linear.weight.T if isinstance(linear, Conv1D) else linear.weight
         buffers: dict[str, Tensor] = {}
@@ -205,13 +206,18 @@ def plain_state(model: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
         for name, tensor in model.state_dict().items()
         if name.rpartition(".")[0] not in found or name.endswith(".bias")
     }
-    return state | {f"{name}.weight": module.spread(dtype) for name, module in found.items()}
+    state |= {f"{name}.weight": module.spread(dtype) for name, module in found.items()}
+    for name, module in model.named_modules():
+        if getattr(module, "transposed", False):
+            state[f"{name}.weight"] = state[f"{name}.weight"].T.contiguous()
+    return state
 
 
 def _plain(linear: QuantizedLinear, dtype: torch.dtype) -> nn.Linear:
     plain = nn.Linear(linear.in_features, linear.out_features, bias=False, device="meta")
     plain.weight = nn.Parameter(linear.spread(dtype), requires_grad=False)
     plain.bias = linear.bias
+    plain.transposed = linear.transposed  # type: ignore[assignment]
     return plain
 
 
