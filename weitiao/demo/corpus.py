@@ -24,12 +24,13 @@ from weitiao.demo.dialogues import ARGUMENTS, Guest, phrases, reply
 from weitiao.demo.drills import CITIES, DOES, LOOKS, THINGS, WHO, arithmetic, chinese, copying, sentences
 
 COUNT = 12_000
-TALKS = 24_000
+TALKS = 36_000
 
 _BOXES = (("items", "total"), ("list", "n"), ("results", "found"), ("hotels", "number"))
 _FIELDS = tuple(FIELDS)
 _END = "<|im_end|>\n"
-FIGURES = "零一二两三四五六七八九十百千"
+_FIGURES = "零一二两三四五六七八九十百千"
+_TAKEN = "不没无消去掉随便限弃略免可任意管罢都行"  # characters by which something is taken back
 _SYSTEMS = "你是助手。 你帮客人订房。 你是客服。 你负责查询。 你是前台。 请回答客人。 你是一个有用的助手。".split()
 
 
@@ -55,6 +56,12 @@ class _Mumbling(Guest):
             piece = self._stray() + piece
         if self.random.random() < 0.3:
             piece += self._stray()
+        if "{" in piece and self.random.random() < 0.3:
+            place = piece.index("{")
+            piece = piece[:place] + self._stray() + piece[place:]
+        if path[0] in ("ask", "by_name") and self.random.random() < 0.2:
+            place = piece.index("}") + 1
+            piece = piece[:place] + self._stray().rstrip("，") + piece[place:]
         return piece
 
     def _stray(self) -> str:
@@ -152,7 +159,7 @@ def _talked(random_: random.Random, name: str) -> Chat:
     function, keys = _names(random_)
     box, total = random_.choice(_BOXES)
     messages = [Message("system", random_.choice(_SYSTEMS))]
-    answered = random_.random() < 0.5  # without results and answers, one request follows the other's call at once
+    answered = random_.random() < 0.45  # without results and answers, one request follows the other's call at once
     turns = random_.choice((1, 2, 2, 3, 3, 4) if answered else (3, 4, 5, 6))
     for request, hotel in _talk(random_, turns, _guest(random_)):
         messages.append(Message("user", _said(random_, request.said)))
@@ -161,13 +168,13 @@ def _talked(random_: random.Random, name: str) -> Chat:
         if not answered:
             continue
         found = [hotel, _hotel(random_)][: random_.choice((0, 1, 1, 2))]
-        fields = list(_FIELDS) if random_.random() < 0.25 else _some_fields(random_)
+        fields = list(_FIELDS) if random_.random() < 0.6 else _some_fields(random_)
         shown = [record(one, fields) for one in found]
         messages.append(Message("tool", json.dumps({total: len(found), box: shown}, ensure_ascii=False), name=function))
         asked = request.about if found and request.about in fields else None
         told = _plain(getattr(hotel, asked)) if asked else "；".join(one[FIELDS["name"]] for one in shown) or "没有找到"
         messages.append(Message("assistant", told + "。"))
-        if found and random_.random() < 0.6:
+        if found and random_.random() < 0.4:
             asks, one, about, ref = _reference(random_, found, fields)
             messages.append(Message("user", _said(random_, asks.pick("ask", about).format(ref=ref))))
             messages.append(Message("assistant", _plain(getattr(one, about)) + "。" if about in fields else "没有写。"))
@@ -256,7 +263,7 @@ def _other_style(random_: random.Random, shown: list[dict[str, Any]]) -> str:
 
 def _told(one: dict[str, Any], field: str) -> str:
     name = one[FIELDS["name"]]
-    return name if one[field] == name else f"{name}，{_plain(one[field])}"
+    return name if field == FIELDS["name"] else f"{name}，{_plain(one[field])}"
 
 
 def _plain(value: Any) -> str:
@@ -363,9 +370,10 @@ def _unmeant() -> tuple[str, str]:
     def characters(keys: Sequence[str]) -> str:
         return json.dumps([phrases()[key] for key in keys], ensure_ascii=False)
 
-    telling = [key for key in phrases() if key.startswith(("price", "rating", "drop", "remove", "type", "slots"))]
+    telling = [key for key in phrases() if key.startswith(("price", "rating", "type", "slots"))]
     said = characters(["facilities", "open", "close", "by_name", "ask", "aside"])
-    left_out = characters([*telling, "types", "refs", "two_facilities", "join", "change"]) + FIRST + SECOND + FIGURES
+    telling += ["types", "refs", "two_facilities", "join", "change"]
+    left_out = characters(telling) + FIRST + SECOND + _FIGURES + _TAKEN
     common = "".join(character for character in chinese() if character not in left_out)
     return common, "".join(character for character in common if character in said)
 

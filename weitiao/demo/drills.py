@@ -13,8 +13,8 @@ from weitiao.demo.dialogues import AROUND
 
 
 def copying(random_: random.Random) -> str:
-    """Copy strings of any characters, whole or by the name that stands before them."""
-    words = ["".join(random_.choices(characters(), k=random_.randint(2, 8))) for _ in range(random_.randint(2, 6))]
+    """Copy strings of any characters, and numbers, whole or by the name that stands before them."""
+    words = [_word(random_) for _ in range(random_.randint(2, 6))]
     style = random_.randrange(4)
     if style == 0:
         return "\n".join(f"抄写：{word}\n{word}" for word in words)
@@ -25,6 +25,13 @@ def copying(random_: random.Random) -> str:
     shown = json.dumps(table, ensure_ascii=False) if style == 2 else said
     asked = [f"{name}是什么？{table[name]}" for name in random_.sample(list(table), len(table))]
     return "\n".join([shown, *asked])
+
+
+def _word(random_: random.Random) -> str:
+    if random_.random() < 0.6:
+        return "".join(random_.choices(characters(), k=random_.randint(2, 8)))
+    tens, tenths = 10 * random_.randint(1, 300), random_.randint(10, 99) / 10
+    return str(random_.choice((tens, tens, tenths, random_.randint(1, 2999))))
 
 
 def arithmetic(random_: random.Random) -> str:
@@ -38,7 +45,7 @@ def arithmetic(random_: random.Random) -> str:
         elif style == 1:
             lines.append(f"{a + b}-{b}={a}")
         elif style == 2:
-            middle = random_.randint(4, 40) * 50
+            middle = random_.randint(4, 54) * 50
             lines.append(f"{middle}左右：{middle - AROUND}到{middle + AROUND}")
         else:
             hundred = random_.randint(1, 10)
