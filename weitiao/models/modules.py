@@ -114,7 +114,8 @@ def in_out(module: nn.Module) -> tuple[int, int]:
     """Input and output width of a linear; Conv1D keeps its weight as [in, out]."""
     if isinstance(module, nn.Linear):
         return module.in_features, module.out_features
-    rows, columns = module.weight.shape  # type: ignore[union-attr]
+    weight: Any = module.weight
+    rows, columns = weight.shape
     return (rows, columns) if isinstance(module, Conv1D) else (columns, rows)
 
 
