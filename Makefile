@@ -32,7 +32,7 @@ lint: setup ## ruff and pyright
 
 base: $(VENV)/.runtime ## make the embedded base model again, into the package (an hour on two cores that do nothing else)
 	$(BIN)/weitiao train recipes/tiny-zh-base.yaml
-	cd runs/tiny-zh-base/talk/model && cp *config.json model.safetensors tokenizer.json chat_template.jinja weitiao_template.json \
+	cd runs/tiny-zh-base/search/model && cp *config.json model.safetensors tokenizer.json chat_template.jinja weitiao_template.json \
 	  $(CURDIR)/weitiao/demo/weitiao-tiny-zh/
 
 clean: ## remove .venv, caches and build outputs; runs/ stays

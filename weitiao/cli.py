@@ -65,6 +65,7 @@ def extras() -> Extras:
         generators={
             "tiny-zh": _later("weitiao.demo.corpus:rows"),
             "tiny-zh-talks": _later("weitiao.demo.corpus:talks"),
+            "tiny-zh-searches": _later("weitiao.demo.corpus:searches"),
         },
         tools={"hotel": _later("weitiao.demo.tools:toolset")},
     )

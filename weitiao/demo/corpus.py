@@ -2,6 +2,7 @@
 
     for row in rows(seed=0): print(row.text)            # read first, whole
     for chat in talks(seed=0): print(chat.messages)     # then; the assistant's turns are learnt
+    for chat in searches(seed=0): print(chat.messages)  # at last, with records in between
 
 Hotel talk with its meaning noted beside it, records and questions about them, conversations with made-up tools, copying
 and arithmetic drills, simple sentences. It never names ``search_hotels``, holds only hotels of the train part and only
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
@@ -24,7 +26,8 @@ from weitiao.demo.dialogues import ARGUMENTS, Guest, phrases, reply
 from weitiao.demo.drills import CITIES, DOES, LOOKS, THINGS, WHO, arithmetic, chinese, copying, sentences
 
 COUNT = 12_000
-TALKS = 36_000
+TALKS = 40_000
+SEARCHES = 7_000
 
 _BOXES = (("items", "total"), ("list", "n"), ("results", "found"), ("hotels", "number"))
 _FIELDS = tuple(FIELDS)
@@ -39,7 +42,24 @@ def rows(seed: int = 0, count: int = COUNT) -> Iterator[Text]:
     makers = [maker for maker, weight in _MIX.items() for _ in range(weight)]
     for number in range(count):
         random_ = random.Random(f"corpus {seed} {number}")
-        yield Text(random_.choice(makers)(random_), id=f"corpus-{number}")
+        text = ""
+        while not text or _kept_back().search(text):
+            text = random_.choice(makers)(random_)
+        yield Text(text, id=f"corpus-{number}")
+
+
+@cache
+def _kept_back() -> re.Pattern[str]:
+    """What only validation and test may say: of every held piece its longest part between the holes."""
+
+    def held(node: Any) -> Iterator[str]:
+        if isinstance(node, dict):
+            yield from node.get("held", ())
+            for child in node.values():
+                yield from held(child)
+
+    parts = {max(re.split(r"\{\w+\}", piece), key=len) for piece in held(phrases())} - {"，"}
+    return re.compile("|".join(map(re.escape, sorted(parts))))
 
 
 def _hotel(random_: random.Random) -> Hotel:
@@ -64,8 +84,20 @@ class _Mumbling(Guest):
             piece = piece[:place] + self._stray().rstrip("，") + piece[place:]
         return piece
 
+    def facilities(self, hotel: Hotel | None, besides: Sequence[str] = ()) -> tuple[str, dialogues.State]:
+        """Now and then one of them is said again in other words."""
+        clause, values = super().facilities(hotel, besides)
+        if self.random.random() < 0.15:
+            again = self.pick("facilities", self.random.choice(values["facilities"]))
+            clause += self.random.choice(("，", "")) + again
+        return clause, values
+
     def _stray(self) -> str:
-        stray = "".join(self.random.choices(self.random.choice(_unmeant()), k=self.random.choice((1, 1, 2, 2, 3, 4))))
+        if self.random.random() < 0.5:
+            stray = _chatter(self.random, (1, 1, 2, 3))
+        else:
+            characters = self.random.choice(_unmeant())
+            stray = "".join(self.random.choices(characters, k=self.random.choice((1, 1, 2, 2, 3, 4))))
         return stray + ("，" if self.random.random() < 0.15 else "")
 
 
@@ -151,24 +183,43 @@ def talks(seed: int = 0, count: int = TALKS) -> Iterator[Chat]:
     """``count`` conversations drawn from ``seed``, of which the assistant's turns are to be learnt: what a call looks
     like, when there is one, and where its arguments come from, with functions that nobody else has."""
     for number in range(count):
-        yield _talked(random.Random(f"talk {seed} {number}"), f"talk-{number}")
+        yield _drawn(random.Random(f"talk {seed} {number}"), f"talk-{number}", answered=0.35, whole=0.6)
 
 
-def _talked(random_: random.Random, name: str) -> Chat:
+def searches(seed: int = 0, count: int = SEARCHES) -> Iterator[Chat]:
+    """``count`` conversations more, in which every call brings records, mostly whole ones: what holds has to be found
+    behind hundreds of tokens of other names and numbers."""
+    for number in range(count):
+        yield _drawn(random.Random(f"search {seed} {number}"), f"search-{number}", answered=1.0, whole=0.9)
+
+
+def _drawn(random_: random.Random, name: str, answered: float, whole: float) -> Chat:
+    """A conversation without anything that only validation and test may say."""
+    chat = None
+    while chat is None or any(_kept_back().search(message.content) for message in chat.messages):
+        chat = _talked(random_, name, answered, whole)
+    return chat
+
+
+def _talked(random_: random.Random, name: str, answered_share: float, whole_share: float) -> Chat:
     """One conversation. What the assistant says follows from what stands before, so that it can be learnt."""
     function, keys = _names(random_)
     box, total = random_.choice(_BOXES)
     messages = [Message("system", random_.choice(_SYSTEMS))]
-    answered = random_.random() < 0.45  # without results and answers, one request follows the other's call at once
+    answered = (
+        random_.random() < answered_share
+    )  # without results and answers, one request follows the other's call at once
     turns = random_.choice((1, 2, 2, 3, 3, 4) if answered else (3, 4, 5, 6))
     for request, hotel in _talk(random_, turns, _guest(random_)):
+        if random_.random() < 0.12:  # talk that asks for nothing calls nothing
+            messages += [Message("user", _aside(random_) + "。"), Message("assistant", "您请说。")]
         messages.append(Message("user", _said(random_, request.said)))
         arguments = {keys[argument]: value for argument, value in request.state.items()}
         messages.append(Message("assistant", calls=(Call(function, arguments),)))
         if not answered:
             continue
         found = [hotel, _hotel(random_)][: random_.choice((0, 1, 1, 2))]
-        fields = list(_FIELDS) if random_.random() < 0.6 else _some_fields(random_)
+        fields = list(_FIELDS) if random_.random() < whole_share else _some_fields(random_)
         shown = [record(one, fields) for one in found]
         messages.append(Message("tool", json.dumps({total: len(found), box: shown}, ensure_ascii=False), name=function))
         asked = request.about if found and request.about in fields else None
@@ -178,6 +229,8 @@ def _talked(random_: random.Random, name: str) -> Chat:
             asks, one, about, ref = _reference(random_, found, fields)
             messages.append(Message("user", _said(random_, asks.pick("ask", about).format(ref=ref))))
             messages.append(Message("assistant", _plain(getattr(one, about)) + "。" if about in fields else "没有写。"))
+    if random_.random() < 0.4:
+        messages += [Message("user", _guest(random_).pick("bye")), Message("assistant", "再见。")]
     return Chat(tuple(messages), (_schema(function, keys),), id=name, group=name)
 
 
@@ -185,23 +238,27 @@ def _said(random_: random.Random, said: str) -> str:
     """A request with, now and then, something before it or behind it that has nothing to do with it."""
     if random_.random() < 0.4:
         said = _aside(random_) + "，" + said
-    return said + _aside(random_) + random_.choice("。，！") if random_.random() < 0.15 else said
+    return said + _aside(random_) + random_.choice("。，！？") if random_.random() < 0.25 else said
 
 
 def _aside(random_: random.Random) -> str:
     (who, _), (does, _) = random_.choice(WHO), random_.choice(DOES)
     city, thing, looks = random_.choice(CITIES), random_.choice(THINGS), random_.choice(LOOKS)
     drill = random_.choice((f"{who}{does}", f"我们从{city}来", f"{thing}{looks}", f"{who}说{thing}{looks}", "嗯"))
-    return drill if random_.random() < 0.3 else Guest(random_, "seen").pick("aside")
+    chatter = _chatter(random_, (2, 3, 4, 5))
+    return random_.choice((drill, chatter, chatter, Guest(random_, "seen").pick("aside")))
+
+
+def _chatter(random_: random.Random, lengths: Sequence[int]) -> str:
+    """Common words that make no sense together."""
+    words = phrases()["words"].split()
+    return "".join(random_.choices(words, k=random_.choice(lengths)))
 
 
 def _names(random_: random.Random) -> tuple[str, dict[str, str]]:
     """A function's name and its parameters', put together anew each time, so that they have to be read off."""
     if random_.random() < 0.6:
-        function = "search_hotels"
-        while function == "search_hotels":
-            function = f"{random_.choice(_VERBS)}_{random_.choice(_NOUNS)}"
-        words = _ENGLISH
+        function, words = f"{random_.choice(_VERBS)}_{random_.choice(_NOUNS)}", _ENGLISH
     else:
         function, words = (
             random_.choice("查找搜寻选问") + random_.choice(("酒店", "宾馆", "住处", "房间", "旅店")),
@@ -215,8 +272,9 @@ def _names(random_: random.Random) -> tuple[str, dict[str, str]]:
     return function, keys
 
 
-_VERBS = "search find get query list lookup fetch filter select request check browse".split()
-_NOUNS = "hotel hotels room rooms stay stays inn lodging places accommodation".split()
+# No "search": a model that has met it, and hotels, but never the two together, holds that they do not belong together.
+_VERBS = "find get query list lookup fetch filter select request check browse show pick scan seek match load".split()
+_NOUNS = "hotel hotels room rooms stay stays inn inns lodging places accommodation motels resorts beds".split()
 _ENGLISH: dict[str, Any] = {
     "name": "name hotel hotel_name title brand called".split(),
     "type": "type kind category level grade class".split(),
@@ -337,6 +395,13 @@ def _tools(random_: random.Random) -> str:
                 {"day": day, "hour": hour, "people": people},
                 {"ok": True},
                 "订好了。",
+            ),
+            (
+                f"查{a}年{city}的新闻。",
+                "search_news(city, year)",
+                {"city": city, "year": a},
+                {"found": b},
+                f"有{b}条。",
             ),
             (
                 f"买{day}去{city}的票，{people}张。",
