@@ -119,16 +119,31 @@ def _row(values: Mapping[str, Any]) -> dict[str, Any]:
         return json.loads(result.read_text(encoding="utf-8"))
     words = ["--resume", str(run.path)] if is_run(run.path) else [_written(values)]
     command = [sys.executable, "-m", "weitiao", "train", *words, "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8")
-    if done.returncode:
-        reasons = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-        return {"error": " ".join(reasons) or done.stderr.strip().splitlines()[-1]}
-    row = json.loads(done.stdout.splitlines()[-1])
+    code, printed, reasons = _watched(command)
+    if code:
+        return {"error": " ".join(reasons) or t("the process ended with exit code {code}", code=code)}
+    row = json.loads(printed.splitlines()[-1])
     plan = json.loads((run.path / "plan.json").read_text(encoding="utf-8"))
     row["trainable_parameters"] = plan["trainable_parameters"]
     row["disk_bytes"] = sum(file.stat().st_size for file in run.final.rglob("*") if file.is_file())
     write_atomic(result, json.dumps(row, ensure_ascii=False))
     return row
+
+
+def _watched(command: Sequence[str]) -> tuple[int, str, list[str]]:
+    """Run ``command`` with its words on our stderr as they come: exit code, stdout, and the lines that name an error. A
+    Ctrl-C reaches it too, and it is given the time to write its checkpoint."""
+    pipe = subprocess.PIPE
+    child: Any = subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, encoding="utf-8")
+    reasons = []
+    try:
+        for line in child.stderr:
+            print(line, end="", file=sys.stderr, flush=True)
+            reasons += [line.strip()] if line.startswith("error: ") else []
+        printed = child.stdout.read()  # one line at the end, which a pipe can hold
+    finally:
+        code = child.wait()
+    return code, printed, reasons
 
 
 def _written(values: Mapping[str, Any]) -> str:

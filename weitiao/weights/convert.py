@@ -48,10 +48,10 @@ def convert(source: str | Path, folder: str | Path) -> Path:
         file.stat().st_size for file in (*source.glob("*.bin"), *source.glob("*.safetensors"), *source.glob("*.pth"))
     )
     with whole(folder, size) as temporary:
-        _write(temporary, tensors)
         (temporary / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        if (model := source / "tokenizer.model").is_file():
+        if (model := source / "tokenizer.model").is_file():  # first: what is wrong with it is said before the long part
             sentencepiece.convert(model, temporary, SPECIAL.get(config["model_type"], {}))
+        _write(temporary, tensors)
     return folder
 
 
