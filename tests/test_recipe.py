@@ -11,10 +11,12 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from weitiao import cli
 from weitiao.data.rows import Text
 from weitiao.errors import InputError
+from weitiao.methods.io import open_model
 from weitiao.recipe import Recipe, check, load, resumed, run
 from weitiao.runs import Run, is_run
 
@@ -281,3 +283,21 @@ def test_every_shipped_recipe_loads_and_dry_runs(recipe: Path, tmp_path: Path, c
     words = [word for blank, word in required.items() if blank in recipe.read_text(encoding="utf-8")]
     assert cli.main(["train", str(recipe), *words, "--dry-run"]) == 0, capsys.readouterr().err
     assert capsys.readouterr().out.startswith("model:")
+
+
+@pytest.mark.parametrize(
+    ("method", "quantize"),
+    [
+        ({"name": "lora", "initialize": "pissa"}, "none"),
+        ({"name": "freeze", "blocks": 1}, "nf4"),
+        ({"name": "adalora"}, "nf4"),
+    ],
+    ids=["pissa", "freeze on codes", "adalora on codes"],
+)
+def test_the_last_checkpoint_opens_as_what_was_saved(values: dict, method: dict, quantize: str):
+    values |= {"method": method, "model": values["model"] | {"quantize": quantize}}
+    values["train"] |= {"best": None, "learning_rate": 0.03}
+    done = run(Recipe.model_validate(values))
+    ids = torch.arange(5, 40)[None]
+    saved, opened = (open_model(done.run.path, "float32", checkpoint=step).model for step in (None, done.fit.steps))
+    torch.testing.assert_close(opened(input_ids=ids).logits, saved(input_ids=ids).logits, rtol=0, atol=1e-4)

@@ -100,7 +100,7 @@ def check(recipe: Recipe, tree: Tree | None = None, *, generators: Iterable[str]
     ``generators``: names that ``generate:NAME`` may use; ``measured``: evaluators add measures for ``train.best``.
     """
     tree = tree or _tree(recipe)
-    problems = _stage_names(recipe, tree)
+    problems = [config.problem(tree, key, what) for key, what in checks.stage_names(recipe.stages)]
     parts = stages(tree) if recipe.stages else [(recipe, tree)]
     for part, part_tree in parts:
         found = [*checks.absent(part, generators), *checks.contradictions(part, measured)]
@@ -112,18 +112,6 @@ def check(recipe: Recipe, tree: Tree | None = None, *, generators: Iterable[str]
         problems.append(config.problem(tree, "output", what))
     if problems:
         raise InputError(list(dict.fromkeys(problems)))
-
-
-def _stage_names(recipe: Recipe, tree: Tree) -> list[str]:
-    """Stages need names, which become folders."""
-    names = [stage.get("name") for stage in recipe.stages]
-    problems = []
-    for number, name in enumerate(names):
-        if not isinstance(name, str) or name in ("", ".", "..") or Path(name).name != name:
-            problems.append(config.problem(tree, f"stages.{number}.name", t("needs a name that can be a folder's")))
-        elif name in names[:number]:
-            problems.append(config.problem(tree, f"stages.{number}.name", t("is another stage's name too")))
-    return problems
 
 
 def _tree(recipe: Recipe) -> Tree:
@@ -224,8 +212,10 @@ def run(
         result = _run_stages(recipe, tree or _tree(recipe), generators, evaluators, overwrite, resume)
     else:
         result = _run_one(recipe, generators, evaluators, overwrite, resume)
-    say("talk to it:  {command}", command=command("weitiao", "chat", recipe.output))
-    measure = command("weitiao", "eval", recipe.output, "--task", "perplexity", "--data")
+    labels = recipe.task.name == "classify"
+    if not labels:
+        say("talk to it:  {command}", command=command("weitiao", "chat", recipe.output))
+    measure = command("weitiao", "eval", recipe.output, "--task", "classify" if labels else "perplexity", "--data")
     say("measure it:  {command} FILE", command=measure)
     return result
 
@@ -269,6 +259,7 @@ def _run_one(
     begin: Callable[[], None] = lambda: None,
 ) -> Result:
     """One stage, or a recipe without stages; ``begin`` is called just before the run folder is made."""
+    from weitiao.evaluate import classify
     from weitiao.methods import io
     from weitiao.models.load import load as load_model
     from weitiao.plan import fact, report
@@ -282,8 +273,13 @@ def _run_one(
     started, run, task, seed = time.monotonic(), Run(recipe.output), recipe.task.build(), recipe.train.seed
     with tempfile.TemporaryDirectory(prefix="weitiao-") as scratch:
         ready = prepare(recipe, generators, run.tokenizer if resume else Path(scratch))
+        if ready.head is not None:  # resuming and opening a checkpoint need the labels that were found
+            recipe = recipe.model_copy(update={"task": recipe.task.model_copy(update=vars(ready.head))})
+            if ready.validation:
+                watched = classify.watch(ready.validation, int(ready.tokenizer.pad_token_id), ready.head)  # type: ignore[arg-type]
+                evaluators = {**evaluators, "classify": watched}
         print(report.text(ready.plan), file=sys.stderr, flush=True)
-        model = load_model(ready.model, tokenizer=ready.tokenizer, seed=seed, training=ready.training)
+        model = load_model(ready.model, tokenizer=ready.tokenizer, seed=seed, training=ready.training, head=ready.head)
         seed_everything(seed)
         model = recipe.method.attach(model)
         check_trainable(model, ready.train)
@@ -330,7 +326,8 @@ def _measured(run: Run, tuned: Tuned, recipe: Recipe) -> dict[str, Any]:
     """The figures of the recipe's evaluation; what was predicted goes to ``predictions.jsonl``."""
     if recipe.evaluate is None:
         return {}
-    options = recipe.evaluate.model_copy(update={"data": checks.measured_on(recipe)})
+    pictures = recipe.evaluate.pictures or str(run.path)
+    options = recipe.evaluate.model_copy(update={"data": checks.measured_on(recipe), "pictures": pictures})
     say("measuring {task} on {data}", task=options.task, data=options.data)
     found = evaluate(tuned, options)
     lines = (json.dumps(line, ensure_ascii=False) + "\n" for line in found.predictions)

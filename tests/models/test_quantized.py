@@ -18,7 +18,6 @@ from weitiao.models.quantized import (
     levels,
     linear_bytes,
     quantize,
-    unfolded,
 )
 
 SIZES = [(64, 64), (48, 40), (7, 6), (256, 192)]
@@ -87,8 +86,6 @@ def test_a_quantised_model_computes_with_its_spread_weights(family, kind, double
     model = quantize(tiny.make(family), kind, double).eval()
     assert any(isinstance(module, QuantizedLinear) for module in model.modules())
     wanted = model(input_ids=ids).logits
-    with unfolded(model, torch.float32):
-        assert torch.equal(model(input_ids=ids).logits, wanted)
     plain = dequantize(model)
     assert not any(isinstance(module, QuantizedLinear) for module in plain.modules())
     torch.testing.assert_close(plain(input_ids=ids).logits, wanted, rtol=0, atol=1e-5)

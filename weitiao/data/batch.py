@@ -28,33 +28,38 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Example:
-    """One row as tokens. ``ids``: int32 [T]; ``mask``: bool [T], true where the token is a training target."""
+    """One row as tokens. ``ids``: int32 [T]; ``mask``: bool [T], true where the token is a training target; ``labels``:
+    of a labelled text its class (int64 []), a mark for each class (float32 [labels]) or its number (float32 [])."""
 
     ids: np.ndarray
     mask: np.ndarray
     id: str = ""
+    labels: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
 
     @property
     def trained_tokens(self) -> int:
-        """Targets that really are predicted: the first token of a row has nothing before it."""
-        return int(self.mask[1:].sum())
+        """Targets that really are predicted: the first token of a row has nothing before it, and a label is one."""
+        return int(self.mask[1:].sum()) if self.labels is None else 1
 
 
 @dataclass(frozen=True)
 class Batch:
     """Right-padded tensors of one micro-batch, all [B, T]: ``ids`` int64, ``mask`` bool (true where the token is a
-    training target, as in ``Example``, not shifted), ``attention`` int64 (1 where there is a token)."""
+    training target, as in ``Example``, not shifted), ``attention`` int64 (1 where there is a token); and the rows'
+    ``labels`` [B, …], if they have any."""
 
     ids: torch.Tensor
     mask: torch.Tensor
     attention: torch.Tensor
+    labels: torch.Tensor | None = None
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device."""
-        return Batch(self.ids.to(device), self.mask.to(device), self.attention.to(device))
+        labels = None if self.labels is None else self.labels.to(device)
+        return Batch(self.ids.to(device), self.mask.to(device), self.attention.to(device), labels)
 
 
 def plan_epoch(
@@ -126,7 +131,9 @@ def collate(examples: Sequence[Example], pad_id: int, positions: int | None = No
         ids[row, : len(example)] = example.ids
         mask[row, : len(example)] = example.mask
         attention[row, : len(example)] = 1
-    return Batch(torch.from_numpy(ids), torch.from_numpy(mask), torch.from_numpy(attention))
+    given = [example.labels for example in examples if example.labels is not None]
+    labels = torch.from_numpy(np.stack(given)) if given else None
+    return Batch(torch.from_numpy(ids), torch.from_numpy(mask), torch.from_numpy(attention), labels)
 
 
 def pack(examples: Sequence[Example], length: int, *, seed: int, epoch: int) -> list[Example]:

@@ -14,7 +14,7 @@ import string
 from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any
 
-from weitiao.data.rows import Chat, Message, Text
+from weitiao.data.rows import Chat, Labelled, Message, Text
 from weitiao.data.schema import function_of, wrapped
 from weitiao.data.turns import RowError, check_order, decoded, read_turns, shown, text_cell
 from weitiao.errors import t
@@ -22,15 +22,18 @@ from weitiao.errors import t
 Record = Mapping[str, Any]
 
 LAYOUTS = ("messages", "sharegpt", "alpaca", "prompt", "text")
+LABELLED = "labelled"  # never guessed: it is what task classify reads
 PROMPT_NAMES = ("prompt", "question", "query", "instruction", "input", "问题")
 ANSWER_NAMES = ("answer", "completion", "response", "output", "答案", "回答")
 CONVERSATION_NAMES = ("conversations", "conversation")
 TEXT_NAMES = ("text", "content")
+LABELLED_TEXT_NAMES = (*TEXT_NAMES, "sentence", "utterance", "review", "文本", "句子")
+LABEL_NAMES = ("label", "labels", "class", "category", "标签", "类别")
 SHARED_NAMES = ("id", "group", "tools", "functions", "system")
 # What `data.columns` may map to a file's own column names; a row may lack the optional ones.
 OPTIONAL_NAMES = ("input", "system", "history", "tools", "id", "group")
 COLUMN_NAMES = (
-    *("messages", "conversations", "prompt", "answer", "instruction", "output", "text"),
+    *("messages", "conversations", "prompt", "answer", "instruction", "output", "text", "label"),
     *OPTIONAL_NAMES,
 )
 
@@ -60,6 +63,8 @@ def _telltale(layout: str, keys: Container[str]) -> str | None:
         return "instruction" if "instruction" in keys and "output" in keys else None
     if layout == "prompt":
         return _first(PROMPT_NAMES, keys) if _first(ANSWER_NAMES, keys) else None
+    if layout == LABELLED:
+        return _first(LABELLED_TEXT_NAMES, keys) if _first(LABEL_NAMES, keys) else None
     names = {"messages": ("messages",), "sharegpt": CONVERSATION_NAMES, "text": TEXT_NAMES}[layout]
     return _first(names, keys)
 
@@ -76,7 +81,7 @@ class Layout:
         self.template = template
         self.unused: set[str] = set()
 
-    def row(self, record: Any, id: str = "") -> Text | Chat:
+    def row(self, record: Any, id: str = "") -> Text | Chat | Labelled:
         """The row of ``record``; RowError says what is wrong with it. ``id`` names it if it brings no id of its own."""
         if not isinstance(record, Mapping):
             raise RowError(t("found {found}, expected an object with keys", found=shown(record)))
@@ -90,6 +95,12 @@ class Layout:
             key = _first(TEXT_NAMES, record) or "text"
             self._note(record, key)
             return Text(_filled(record, key), **common)
+        if self.name == LABELLED:
+            key, label = _first(LABELLED_TEXT_NAMES, record) or "", _first(LABEL_NAMES, record)
+            if label is None:
+                raise RowError(t("{key}: no label", key=LABEL_NAMES[0]))
+            self._note(record, key, label)
+            return Labelled(_filled(record, key), _label(record[label], label), **common)
         readers: dict[str, Callable[[Record], list[Message]]] = {
             "messages": self._conversation,
             "sharegpt": self._conversation,
@@ -142,6 +153,18 @@ def _filled(record: Record, key: str) -> str:
     text = text_cell(record.get(key, ""), key)
     if not text.strip():
         raise RowError(t("{key}: empty", key=key))
+    return text
+
+
+def _label(value: Any, key: str) -> str | float | tuple[str, ...]:
+    """A class by its name or number, a number with a point, or a list of classes."""
+    value = decoded(value) if isinstance(value, str) and value.startswith("[") else value
+    if isinstance(value, list):
+        return tuple(text_cell(one, key).strip() for one in value)
+    if isinstance(value, float) and value == value:
+        return value
+    if not (text := text_cell(value, key).strip()):
+        raise RowError(t("{key}: no label", key=key))
     return text
 
 

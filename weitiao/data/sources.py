@@ -20,7 +20,16 @@ from pydantic import Field, field_validator, model_validator
 from weitiao import config
 from weitiao.config import Options, build
 from weitiao.data.formats import Unreadable, format_of, records
-from weitiao.data.layouts import COLUMN_NAMES, LAYOUTS, OPTIONAL_NAMES, Layout, detect, normal_tools, template_slots
+from weitiao.data.layouts import (
+    COLUMN_NAMES,
+    LABELLED,
+    LAYOUTS,
+    OPTIONAL_NAMES,
+    Layout,
+    detect,
+    normal_tools,
+    template_slots,
+)
 from weitiao.data.rows import Chat, Labelled, Message, Pair, Row, Text
 from weitiao.data.split import split
 from weitiao.data.turns import RowError
@@ -41,7 +50,7 @@ class DataOptions(Options):
     )
     test: float | str | None = Field(default=None, description="share of the training rows, or a file")
     format: Literal[
-        "auto", "messages", "sharegpt", "alpaca", "prompt", "text", "crosswoz",
+        "auto", "messages", "sharegpt", "alpaca", "prompt", "text", "labelled", "crosswoz",
         "jsonl", "json", "csv", "tsv", "parquet", "txt",
     ] = Field(default="auto", description="a layout of rows, or a kind of file; auto finds both")  # fmt: skip
     columns: dict[str, str] = Field(default={}, description="the file's own column names: {prompt: 问题, answer: 回答}")
@@ -156,21 +165,25 @@ def _said_by(message: Message) -> str:
 # ---- one file --------------------------------------------------------------------------------------------------------
 
 
-def read(path: str | Path, options: DataOptions) -> Source:
-    """The rows of one file. InputError names every bad row, FILE:LINE and why, unless ``options.skip_bad``."""
-    source = _scan(Path(path), options, _read_tools(options.tools))
+def read(path: str | Path, options: DataOptions, task: str = "") -> Source:
+    """The rows of one file; those of task ``classify`` have labels. InputError names every bad row, FILE:LINE and why,
+    unless ``options.skip_bad``."""
+    source = _scan(Path(path), options, _read_tools(options.tools), task)
     _refuse_bad([source], options.skip_bad)
     return source
 
 
-def _scan(path: Path, options: DataOptions, tools: tuple[Mapping[str, Any], ...]) -> Source:
+def _scan(path: Path, options: DataOptions, tools: tuple[Mapping[str, Any], ...], task: str) -> Source:
     """The rows of one file, its bad ones collected."""
     _check_readable(path)
     format = format_of(path, options.format)
     missing = set(options.columns.items())
     stream = _renamed(records(path, format), options, missing)
     first = list(itertools.islice(stream, DETECTED_FROM))
-    layout, said = _layout(path, format, options, [record for _, record in first])
+    if task == "classify" and options.format not in LAYOUTS:
+        layout, said = Layout(LABELLED), list[str]()
+    else:
+        layout, said = _layout(path, format, options, [record for _, record in first])
     rows: list[Row] = []
     lines: list[int] = []
     bad: list[BadRow] = []
@@ -233,7 +246,7 @@ def _layout(path: Path, format: str, options: DataOptions, first: Sequence[Any])
     """How to read the file's records, and the sentence that says so."""
     if options.template is not None:
         return Layout("prompt", options.template), [t("{path}: prompts from data.template", path=path)]
-    if options.format in LAYOUTS:
+    if options.format in (*LAYOUTS, LABELLED):
         return Layout(options.format), []
     found = detect(first, tuple(options.columns))
     if found is None:
@@ -329,7 +342,7 @@ def load(options: DataOptions, task: str, *, generators: Generators | None = Non
     names = [options.train] if isinstance(options.train, str) else options.train
     if not names:
         raise InputError(t("data.train: names nothing; give a file of rows, such as data.train=rows.jsonl"))
-    files = _Files(options, generators or {}, seed)
+    files = _Files(options, generators or {}, seed, task)
     train = [row for name in names for row in files.rows(name)]
     held_out = {"validation": options.validation, "test": options.test}
     given = {part: files.rows(name) for part, name in held_out.items() if isinstance(name, str)}
@@ -349,8 +362,8 @@ def load(options: DataOptions, task: str, *, generators: Generators | None = Non
 class _Files:
     """The sources of one recipe: read in turn, their problems told together."""
 
-    def __init__(self, options: DataOptions, generators: Generators, seed: int):
-        self.options, self.generators, self.seed = options, generators, seed
+    def __init__(self, options: DataOptions, generators: Generators, seed: int, task: str = ""):
+        self.options, self.generators, self.seed, self.task = options, generators, seed, task
         self.tools = _read_tools(options.tools)
         self.sources: list[Source] = []
         self.problems: list[str] = []
@@ -361,7 +374,10 @@ class _Files:
 
     def rows(self, name: str) -> list[Row]:
         try:
-            source = self._generated(name) if name.startswith(GENERATE) else _scan(Path(name), self.options, self.tools)
+            if name.startswith(GENERATE):
+                source = self._generated(name)
+            else:
+                source = _scan(Path(name), self.options, self.tools, self.task)
         except InputError as error:
             self.problems += error.problems
             return []

@@ -59,6 +59,44 @@ def scatter(points: Mapping[str, tuple[float, float]], path: str | Path, across:
     return _png(figure, path)
 
 
+def confusion(counts: Sequence[Sequence[int]], labels: Sequence[str], path: str | Path) -> Path:
+    """Draw how often texts of a class (rows) were taken for one (columns); classes whose names no font may have are
+    numbered. Written to ``path``, which is returned."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    names = list(labels) if all(label.isascii() for label in labels) else [str(n) for n in range(len(labels))]
+    side = max(4.0, 0.6 * len(names) + 2)
+    figure = Figure(figsize=(side, side), layout="constrained")
+    FigureCanvasAgg(figure)
+    ax = figure.subplots()
+    shares = [[count / max(sum(row), 1) for count in row] for row in counts]
+    ax.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for row, line in enumerate(counts):
+        for column, count in enumerate(line):
+            ink = "white" if shares[row][column] > 0.5 else "black"
+            ax.text(column, row, str(count), ha="center", va="center", color=ink, fontsize="small")
+    ax.set_xticks(range(len(names)), names, rotation=45, ha="right")
+    ax.set_yticks(range(len(names)), names)
+    ax.set(xlabel="predicted", ylabel="true")
+    return _png(figure, path)
+
+
+def reliability(bins: Sequence[Mapping[str, Any]], path: str | Path) -> Path:
+    """Draw accuracy over confidence, with the line on which both are equal; written to ``path``, which is returned."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    ax = figure.subplots()
+    ax.plot((0, 1), (0, 1), color="gray", linestyle=":")
+    ax.plot([one["confidence"] for one in bins], [one["accuracy"] for one in bins], marker="o")
+    ax.set(xlabel="confidence", ylabel="accuracy", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+    ax.grid(alpha=0.3)
+    return _png(figure, path)
+
+
 def _png(figure: Any, path: str | Path) -> Path:
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=120)

@@ -18,6 +18,7 @@ from pydantic import Field
 
 from weitiao.config import Options
 from weitiao.errors import InputError, say, t
+from weitiao.models import heads
 
 if TYPE_CHECKING:
     from weitiao.methods.io import Tuned
@@ -26,15 +27,17 @@ TASKS = {
     "perplexity": "weitiao.evaluate.perplexity:task",
     "dialogue": "weitiao.evaluate.dialogue:task",
     "hotel": "weitiao.evaluate.hotel:evaluate",
+    "classify": "weitiao.evaluate.classify:task",
 }
+LABEL_MEASURES = ("accuracy", "macro_f1", "micro_f1", "r2")  # of task classify, by which a checkpoint can be chosen
 
 
 class EvaluateOptions(Options):
     """What is measured, on which file, and how answers are made."""
 
-    task: Literal["perplexity", "dialogue", "hotel"] = Field(
+    task: Literal["perplexity", "dialogue", "hotel", "classify"] = Field(
         description="perplexity: loss on text or conversations; dialogue: calls, slots and answers of conversations; "
-        "hotel: the hotel turns of CrossWOZ"
+        "hotel: the hotel turns of CrossWOZ; classify: the labels of texts"
     )
     data: str = Field(
         default="", description="the file that is measured on; in a recipe it may be left out for data.folder"
@@ -43,6 +46,9 @@ class EvaluateOptions(Options):
     shot_data: str | None = Field(default=None, description="the file that the example dialogues come from")
     max_new_tokens: int = Field(default=256, ge=1, description="tokens after which an answer is cut")
     batch_size: int = Field(default=32, ge=1, description="prompts answered, or rows measured, together")
+    pictures: str | None = Field(
+        default=None, description="classify: a folder for confusion.png and calibration.png; in a recipe its run"
+    )
     samples: int = Field(default=1000, ge=1, description="draws of the bootstrap behind each interval")
     seed: int = Field(default=0, ge=0, description="seed of the bootstrap and of the choice of example dialogues")
 
@@ -63,6 +69,8 @@ def evaluate(tuned: Tuned, options: EvaluateOptions) -> Evaluation:
         raise InputError(
             t("shots = {shots} needs shot_data, the file that the examples come from", shots=options.shots)
         )
+    if options.task != "classify":
+        heads.refuse(tuned.model.config, tuned.base)
     module, _, name = TASKS[options.task].partition(":")
     task: Callable[[Tuned, EvaluateOptions], Evaluation] = getattr(import_module(module), name)
     return task(tuned, options)

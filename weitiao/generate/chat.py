@@ -23,6 +23,7 @@ from weitiao.data.rows import Call, Message
 from weitiao.data.tools import check
 from weitiao.errors import InputError, WeitiaoError, say, t
 from weitiao.generate.toolset import Toolset, able, find_toolset, named_toolset
+from weitiao.models import heads
 from weitiao.runs import write_atomic
 
 if TYPE_CHECKING:
@@ -240,7 +241,9 @@ def verb(
     toolset = named_toolset(tools, builders) if tools else find_toolset(model, builders)
     sampling = {"temperature": temperature, "top_p": top_p, "max_new_tokens": max_new_tokens, "seed": seed}
     options = build(SampleOptions, sampling)
-    chat = Chat(open_model(model), toolset, options, system)
+    tuned = open_model(model)
+    heads.refuse(tuned.model.config, model)
+    chat = Chat(tuned, toolset, options, system)
     show = show_json if as_json else ShowText()
     if once is not None:
         for event in chat.send(once):

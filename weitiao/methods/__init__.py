@@ -9,6 +9,7 @@ from weitiao.methods.base import Method
 from weitiao.methods.expand import Expand
 from weitiao.methods.freeze import Freeze
 from weitiao.methods.full import Full
+from weitiao.methods.head import Head
 from weitiao.methods.lora import LoRA
 from weitiao.methods.p_tuning import PTuning
 from weitiao.methods.peft import Peft
@@ -19,6 +20,7 @@ METHODS: dict[str, type[Method]] = {
     "full": Full,
     "freeze": Freeze,
     "expand": Expand,
+    "head": Head,
     "prompt_tuning": PromptTuning,
     "p_tuning": PTuning,
     "prefix_tuning": PrefixTuning,

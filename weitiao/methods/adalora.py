@@ -73,12 +73,12 @@ class AdaLoRA(Method):
         """Wrap the chosen linears of ``model``; only what is added trains, in float32."""
         from peft import AdaLoraConfig
 
-        from weitiao.models import modules, shape
+        from weitiao.models import modules
 
         linears = modules.linears(model)
         targets = modules.pick(linears, self.target_modules, "method.target_modules")
         config = AdaLoraConfig(
-            task_type="CAUSAL_LM" if shape.kind_of(model.config) == "causal" else None,
+            **adapters.task_of(model),
             init_r=self.rank,
             target_r=self.target_rank,
             lora_alpha=self.alpha,  # pyright: ignore[reportArgumentType] (PEFT divides by it, any number will do)
@@ -98,7 +98,8 @@ class AdaLoRA(Method):
 
         linears = {linear.name: linear for linear in shape.linears}
         targets = modules.pick(linears, self.target_modules, "method.target_modules")
-        return sum(self.rank * (linears[name].inputs + linears[name].outputs + 1) for name in targets)
+        added = sum(self.rank * (linears[name].inputs + linears[name].outputs + 1) for name in targets)
+        return added + shape.head_parameters
 
     def begin(self, model: nn.Module, total_steps: int) -> None:
         """Prepare the averages; ranks shrink between the ``warmup`` and the ``final`` share of ``total_steps``."""
@@ -164,10 +165,9 @@ class AdaLoRA(Method):
 
 
 def _layers(model: Any) -> dict[str, Any]:
-    """PEFT's layers by the name of the linear that each wraps."""
     from peft.tuners.adalora.layer import AdaLoraLayer
 
-    return {name: layer for name, layer in model.get_base_model().named_modules() if isinstance(layer, AdaLoraLayer)}
+    return adapters.layers(model, AdaLoraLayer)
 
 
 class Allocator:

@@ -21,7 +21,7 @@ from weitiao.errors import InputError, t
 from weitiao.methods.base import Method, train_only
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from weitiao.models.shape import Shape
 
@@ -65,7 +65,8 @@ class Adapter(Method):
 
     def count(self, shape: Shape) -> int:
         """2 · hidden · size + size + hidden for every place."""
-        return len(sites(shape, self.style)) * (2 * shape.hidden * self.size + self.size + shape.hidden)
+        added = len(sites(shape, self.style)) * (2 * shape.hidden * self.size + self.size + shape.hidden)
+        return added + shape.head_parameters
 
     def disabled(self, model: nn.Module) -> AbstractContextManager[Any]:
         """The model without its adapters, inside the block."""
@@ -82,9 +83,7 @@ class Adapter(Method):
         """``bottleneck_config.json`` and ``bottleneck.safetensors``."""
         from safetensors.torch import save_file
 
-        from weitiao.models import modules
-
-        state = getattr(modules.inner(model), MODULE).state_dict()
+        state = self._state(model)
         save_file({name: tensor.contiguous().cpu() for name, tensor in state.items()}, folder / WEIGHTS)
         values = {"base_model_name_or_path": base, **self.model_dump(mode="json")}
         (folder / CONFIG).write_text(json.dumps(values, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
@@ -93,17 +92,24 @@ class Adapter(Method):
         """``model`` with the adapters saved in ``folder``; InputError unless they fit."""
         from safetensors.torch import load_file
 
-        from weitiao.models import modules
-
         attached = self.attach(model)
-        adapters, state = getattr(modules.inner(attached), MODULE), load_file(folder / WEIGHTS)
-        wanted = {name: tensor.shape for name, tensor in adapters.state_dict().items()}
+        own, state = self._state(attached), load_file(folder / WEIGHTS)
+        wanted = {name: tensor.shape for name, tensor in own.items()}
         found = {name: tensor.shape for name, tensor in state.items()}
         if wrong := sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name)):
             message = "{path}: the adapter does not fit its base: {count} tensors differ, {name} first"
             raise InputError(t(message, path=folder, count=len(wrong), name=wrong[0]))
-        adapters.load_state_dict(state)
+        for name, tensor in own.items():
+            tensor.copy_(state[name])
         return attached
+
+    def _state(self, model: nn.Module) -> dict[str, Tensor]:
+        """The adapters' own tensors and those of a task's head, by the names in the file."""
+        from weitiao.models import modules
+
+        place = modules.inner(model)
+        head = {f"head.{name}": tensor for name, tensor in modules.head_tensors(model).items()}
+        return getattr(place, MODULE).state_dict() | head
 
 
 @dataclass(frozen=True)

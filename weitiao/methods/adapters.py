@@ -54,6 +54,16 @@ def passing(model: nn.Module) -> Iterator[None]:
             module.cast_input_dtype_enabled = True
 
 
+def task_of(model: Any, also: Sequence[str] = ()) -> dict[str, Any]:
+    """What PEFT's configurations say of the task, and which modules are saved beside what a method adds: a task's head,
+    and ``also``."""
+    from weitiao.models import modules, shape
+
+    head = [name.rpartition(".")[2] for name in modules.task_head(model)]
+    kind = "CAUSAL_LM" if shape.kind_of(modules.inner(model).config) == "causal" else None
+    return {"task_type": "SEQ_CLS" if head else kind, "modules_to_save": [*also, *head] or None}
+
+
 def save(model: Any, folder: Path, base: str) -> None:
     """The adapter as PEFT writes it."""
     from peft import get_peft_model_state_dict
@@ -133,6 +143,11 @@ def read_config(folder: Path, *kinds: str) -> dict[str, Any]:
     if not (folder / WEIGHTS).is_file():
         raise InputError(t("{path}: {file} is missing", path=folder, file=WEIGHTS))
     return values
+
+
+def layers(model: Any, kind: type) -> dict[str, Any]:
+    """PEFT's layers of a ``kind`` by the name of the linear that each wraps."""
+    return {name: layer for name, layer in model.get_base_model().named_modules() if isinstance(layer, kind)}
 
 
 def short_names(targets: Sequence[str], names: Iterable[str]) -> list[str]:

@@ -37,7 +37,7 @@ class Method(Options):
         raise NotImplementedError
 
     def count(self, shape: Shape) -> int:
-        """Trainable parameters, exactly, before anything is loaded."""
+        """Trainable parameters, exactly, before anything is loaded; a task's head is among them."""
         raise NotImplementedError
 
     def base_names(self, shape: Shape) -> set[str]:
@@ -129,10 +129,13 @@ def computing(model: nn.Module) -> AbstractContextManager[Any]:
 
 
 def train_only(model: nn.Module, names: set[str]) -> None:
-    """Freeze everything but the parameters called ``names``, which become float32."""
+    """Freeze everything but the parameters called ``names`` and a task's head, which become float32."""
+    from weitiao.models import modules
+
+    head = tuple(part + "." for part in modules.task_head(model))
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name in names)
-        if name in names:
+        parameter.requires_grad_(name in names or name.startswith(head))
+        if parameter.requires_grad:
             parameter.data = parameter.data.float()
 
 

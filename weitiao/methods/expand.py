@@ -82,7 +82,7 @@ class Expand(Method):
         """The parameters of the blocks that are copied."""
         _check(shape)
         sources = [source for source, fresh in self.order(shape.layers) if fresh]
-        return sum(shape.parameters_under(shape.blocks[source]) for source in sources)
+        return sum(shape.parameters_under(shape.blocks[source]) for source in sources) + shape.head_parameters
 
     def save(self, model: nn.Module, folder: Path, base: str) -> None:
         """A plain model folder with more layers."""

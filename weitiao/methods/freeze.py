@@ -39,7 +39,10 @@ class Freeze(Method):
     )
     embeddings: bool = Field(default=False, description="the token embedding trains")
     norms: bool = Field(default=False, description="every normalisation trains")
-    head: bool = Field(default=False, description="the output head trains (the embedding with it, where they are tied)")
+    head: bool = Field(
+        default=False,
+        description="the output head trains (the embedding with it, where they are tied); a task's head always does",
+    )
 
     def attach(self, model: Any) -> nn.Module:
         """Freeze everything but the chosen parameters, which become float32."""
@@ -61,11 +64,12 @@ class Freeze(Method):
         parts = list(shape.blocks[len(shape.blocks) - self.blocks :]) + matched(self.modules, shape.tensors)
         if self.embeddings:
             parts += vocabulary[:1]
-        if self.head:
+        if self.head and not shape.head:
             parts += vocabulary[-1:]
         chosen = {name for name in shape.tensors if any(name == part or name.startswith(part + ".") for part in parts)}
         if self.norms:
             chosen |= {name for name in shape.tensors if NORM.search(name.split(".")[-2])}
+        chosen |= shape.head
         if not chosen:
             raise InputError(t("method: nothing would train; choose blocks, modules, embeddings, norms or head"))
         return chosen

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,6 +22,7 @@ from weitiao.methods import METHODS, adapters, of
 from weitiao.methods.adapter import CONFIG as BOTTLENECK
 from weitiao.methods.adapter import read_config as read_bottleneck
 from weitiao.methods.base import Method, trainable
+from weitiao.models import heads, shape
 from weitiao.models.load import DEFAULT_MODEL, ModelOptions, load, load_tokenizer
 from weitiao.runs import Run, is_run
 from weitiao.weights import fetch
@@ -64,6 +65,8 @@ def save(
         tokenizer.save_pretrained(str(temporary))
         renderer.save(temporary)
         record = {"base": base, "method": method.model_dump(mode="json"), "quantized": kind_of(model)}
+        if head := heads.of(model.config):
+            record["head"] = asdict(head)
         (temporary / RECORD).write_text(json.dumps(record, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
     return folder
 
@@ -135,7 +138,9 @@ def _open_adapter(folder: Path, dtype: Dtype) -> Tuned:
     """An adapter on its base; the tokenizer is the adapter's own, or else the base's."""
     base, base_folder = base_of(folder)
     method = _recorded(folder) or of(folder)
-    model = method.load(load(_options(str(base_folder), dtype, _record(folder).get("quantized"))), folder)
+    record = _record(folder)
+    held = load(_options(str(base_folder), dtype, record.get("quantized")), head=heads.described(record.get("head")))
+    model = method.load(held, folder)
     return _tuned(model, folder if (folder / "tokenizer.json").is_file() else base_folder, method, base)
 
 
@@ -174,13 +179,20 @@ def _open_checkpoint(run: Run, dtype: Dtype, step: int) -> Tuned:
     final = next((folder for folder in (run.adapter, run.model, run.tokenizer) if folder.is_dir()), None)
     tokenizer_folder = final or fetch.resolve(base)
     # A new model has as many rows as the tokenizer that was trained with it.
-    model = method.attach(load(options, tokenizer=load_tokenizer(tokenizer_folder)))
+    task = recipe.get("task") or {}
+    head = heads.described(task if task.get("name") == "classify" else None)
+    config = shape.read_config(options.config or fetch.resolve(base))
+    training = method.base_names(shape.read(config if head is None else heads.put_on(config, head)))
+    training = training if options.quantize != "none" else ()
+    model = method.attach(load(options, tokenizer=load_tokenizer(tokenizer_folder), training=training, head=head))
     weights, parameters = load_file(path / "parameters.safetensors"), trainable(model)
     if weights.keys() != parameters.keys():
         raise InputError(t("{path}: its parameters are not those of the recipe's method", path=path))
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(weights[name])
+    method.begin(model, total_steps=1)
+    method.restore(model, load_file(path / "method.safetensors"))
     return _tuned(model, tokenizer_folder, method, base)
 
 

@@ -69,7 +69,7 @@ class LoRA(Method):
         targets = modules.pick(linears, self._wanted, "method.target_modules")
         self._saved(shape.read(model.config))
         config = LoraConfig(
-            task_type="CAUSAL_LM" if shape.kind_of(model.config) == "causal" else None,
+            **adapters.task_of(model, self.modules_to_save),
             r=self.rank,
             lora_alpha=self.alpha,  # pyright: ignore[reportArgumentType] (PEFT divides by it, any number will do)
             lora_dropout=self.dropout,
@@ -78,7 +78,6 @@ class LoRA(Method):
             use_dora=self.dora,
             rank_pattern=self.rank_pattern,
             alpha_pattern=dict(self.alpha_pattern),
-            modules_to_save=list(self.modules_to_save) or None,
             fan_in_fan_out=all(type(linears[name]).__name__ == "Conv1D" for name in targets),
         )
         wrapped = adapters.wrap(model, config)
@@ -102,7 +101,7 @@ class LoRA(Method):
         if tied:
             message = "method.modules_to_save: {name} is both embedding and head here; method.name=freeze trains it"
             raise InputError(t(message, name=tied[0]))
-        return found
+        return found | shape.head
 
     def count(self, shape: Shape) -> int:
         """rank · (inputs + outputs) for every chosen linear, with DoRA its outputs as well, and what trains whole."""

@@ -55,13 +55,14 @@ class PTuning(Method):
         )
 
     def count(self, shape: Shape) -> int:
-        """The vectors and the encoder's weights."""
+        """The vectors, the encoder's weights and a task's head."""
         width, inner = shape.hidden, self.encoder_hidden
+        vectors = self.tokens * width + shape.head_parameters
         if self.encoder == "mlp":
-            return self.tokens * width + (width + 1) * inner + (inner + 1) * inner + (inner + 1) * width
+            return vectors + (width + 1) * inner + (inner + 1) * inner + (inner + 1) * width
         first = 8 * inner * (width + inner + 2)  # two directions of four gates, with torch's two biases
         rest = (self.encoder_layers - 1) * 8 * inner * (2 * inner + inner + 2)
-        return self.tokens * width + first + rest + (2 * inner + 1) * 2 * inner + (2 * inner + 1) * width
+        return vectors + first + rest + (2 * inner + 1) * 2 * inner + (2 * inner + 1) * width
 
     def disabled(self, model: nn.Module) -> AbstractContextManager[Any]:
         """The model without its virtual tokens, inside the block."""

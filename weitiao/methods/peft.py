@@ -35,10 +35,11 @@ class Peft(Method):
 
     def attach(self, model: Any) -> nn.Module:
         """``model`` in PEFT's wrapper."""
-        from weitiao.models import modules, shape
+        from weitiao.models import modules
 
         kind, values = self._configuration(), dict(self.config)
-        values.setdefault("task_type", "CAUSAL_LM" if shape.kind_of(model.config) == "causal" else None)
+        task = {name: value for name, value in adapters.task_of(model).items() if name in kind.__dataclass_fields__}
+        values = task | values
         linears = list(modules.linears(model))
         if "target_modules" in kind.__dataclass_fields__ and "target_modules" not in values:
             values["target_modules"] = adapters.short_names(linears, [name for name, _ in model.named_modules()])

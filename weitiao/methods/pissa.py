@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from weitiao.errors import InputError, t
-from weitiao.methods.adapters import ADAPTER
+from weitiao.methods.adapters import ADAPTER, layers
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -90,10 +90,9 @@ def as_lora(model: Any) -> Iterator[None]:
 
 
 def _layers(model: Any) -> dict[str, Any]:
-    """PEFT's layers by the name of the linear that each wraps."""
     from peft.tuners.lora.layer import LoraLayer
 
-    return {name: layer for name, layer in model.get_base_model().named_modules() if isinstance(layer, LoraLayer)}
+    return layers(model, LoraLayer)
 
 
 def _transposed(layer: Any) -> bool:

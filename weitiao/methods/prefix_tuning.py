@@ -46,16 +46,20 @@ class PrefixTuning(Method):
     def attach(self, model: Any) -> nn.Module:
         """Freeze ``model`` and let every layer see the prefix."""
         from weitiao.methods import virtual
+        from weitiao.models import shape
 
+        _check(shape.read(model.config))
         return virtual.attach(model, virtual.prefix(model, self.tokens, self.projection), prefix=True)
 
     def count(self, shape: Shape) -> int:
         """tokens · 2 · layers · key-value width, or the weights of the network that produces them."""
+        _check(shape)
         states = 2 * shape.layers * shape.kv_heads * shape.head_dim
         if not self.projection:
-            return self.tokens * states
+            return self.tokens * states + shape.head_parameters
         width = shape.kv_heads * shape.head_dim
-        return self.tokens * width + (width + 1) * self.projection + (self.projection + 1) * states
+        network = (width + 1) * self.projection + (self.projection + 1) * states
+        return self.tokens * width + network + shape.head_parameters
 
     def disabled(self, model: nn.Module) -> AbstractContextManager[Any]:
         """The model without its virtual tokens, inside the block."""
@@ -80,3 +84,10 @@ class PrefixTuning(Method):
         from weitiao.methods import virtual
 
         return virtual.load(model, folder, "PREFIX_TUNING", prefix=True)
+
+
+def _check(shape: Shape) -> None:
+    """InputError for a family without a cache of keys and values."""
+    if shape.kind != "causal":
+        message = "method.name=prefix_tuning: {type} has no cache of keys and values that a prefix could stand in"
+        raise InputError(t(message, type=shape.model_type))

@@ -76,8 +76,8 @@ class PromptTuning(Method):
         return ids
 
     def count(self, shape: Shape) -> int:
-        """tokens · hidden."""
-        return self.tokens * shape.hidden
+        """tokens · hidden, and a task's head."""
+        return self.tokens * shape.hidden + shape.head_parameters
 
     def disabled(self, model: nn.Module) -> AbstractContextManager[Any]:
         """The model without its virtual tokens, inside the block."""

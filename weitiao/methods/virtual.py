@@ -21,12 +21,13 @@ from transformers import Cache, DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from weitiao.errors import InputError, t
-from weitiao.methods.adapters import CONFIG, WEIGHTS, read_config
+from weitiao.methods.adapters import CONFIG, WEIGHTS, read_config, task_of
 from weitiao.methods.base import train_only
 from weitiao.models import modules
 
 MODULE = "virtual_tokens"
-SAVED = "prompt_embeddings"  # PEFT's name of the one tensor in the file
+SAVED = "prompt_embeddings"  # PEFT's name of the vectors in the file
+BASE = "base_model."  # and what stands there before the names of a head's tensors
 
 
 class Vectors(nn.Module):
@@ -104,6 +105,9 @@ def attach(model: Any, source: nn.Module, prefix: bool = False) -> nn.Module:
     body = modules.backbone(model)
     body.register_forward_pre_hook(_Before(holder, model), with_kwargs=True)
     body.register_forward_hook(_After(holder), with_kwargs=True)
+    for block in modules.blocks(model) if prefix else ():
+        # transformers takes caches from layers that are computed again, unless they only read them: ``Prefixed``
+        block._can_checkpoint_with_cache = True  # type: ignore[assignment]
     return model
 
 
@@ -237,12 +241,16 @@ def save(model: Any, folder: Path, base: str, config: Any) -> None:
 
     holder: Any = held(model)
     heads, width = kv_heads(model.config)
-    config.inference_mode, config.base_model_name_or_path, config.task_type = True, base, "CAUSAL_LM"
+    config.inference_mode, config.base_model_name_or_path = True, base
+    for name, value in task_of(model).items():
+        setattr(config, name, value)
     config.num_virtual_tokens, config.num_transformer_submodules = holder.count, 1
     config.num_layers, config.num_attention_heads = holder.layers, heads
     config.token_dim = heads * width if holder.prefix else modules.embedding(model).embedding_dim
     with torch.no_grad():
-        save_file({SAVED: holder.source().contiguous().cpu()}, folder / WEIGHTS, metadata={"format": "pt"})
+        head = {BASE + name: tensor for name, tensor in modules.head_tensors(model).items()}
+        tensors = {name: tensor.contiguous().cpu() for name, tensor in ({SAVED: holder.source()} | head).items()}
+        save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     config.save_pretrained(str(folder))
 
 
@@ -261,4 +269,11 @@ def load(model: Any, folder: Path, kind: str, prefix: bool = False) -> nn.Module
     if vectors.ndim != 2 or vectors.shape[1] != wanted or len(vectors) != values["num_virtual_tokens"]:
         message = "{path}: {found} numbers a virtual token do not fit its base, which takes {wanted}"
         raise InputError(t(message, path=folder / CONFIG, found=vectors.shape[-1], wanted=wanted))
-    return attach(model, Vectors(vectors), prefix)
+    attached = attach(model, Vectors(vectors), prefix)
+    for name, tensor in modules.head_tensors(model).items():
+        if (found := tensors.get(BASE + name)) is None or found.shape != tensor.shape:
+            raise InputError(
+                t("{path}: the head's tensor {name} is missing or of another size", path=folder, name=name)
+            )
+        tensor.copy_(found)
+    return attached

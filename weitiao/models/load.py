@@ -21,7 +21,8 @@ from pydantic import Field
 from weitiao import machine
 from weitiao.config import Options
 from weitiao.errors import InputError, say, t
-from weitiao.models import shape
+from weitiao.models import heads, shape
+from weitiao.models.heads import Head
 from weitiao.models.shape import quiet
 from weitiao.weights import fetch, inspect
 
@@ -79,13 +80,15 @@ def load(
     tokenizer: PreTrainedTokenizerFast | None = None,
     seed: int = 0,
     training: Collection[str] = (),
+    head: Head | None = None,
 ) -> PreTrainedModel:
     """The model that the options describe, in evaluation mode, on the machine's best device.
 
     ``new`` (by default: whether ``options.config`` is given) builds it with random weights from ``seed``; then
     ``vocab_size``, or the tokenizer's, overrides the configuration's, and the tokenizer's special ids are written
     into it. An existing model must have a row for every token of ``tokenizer``.
-    Linears with a parameter among ``training`` are not quantised. InputError names what is missing.
+    Linears with a parameter among ``training`` are not quantised. ``head`` puts a task's head on the model, new where
+    the folder has none, drawn from ``seed``. InputError names what is missing.
     """
     import torch
 
@@ -94,16 +97,16 @@ def load(
     new = options.config is not None if new is None else new
     dtype = getattr(torch, choose_dtype(options.dtype, new))
     if new:
-        model = _build(options, vocab_size, tokenizer, dtype, seed)
+        model = _build(options, vocab_size, tokenizer, dtype, seed, head)
         if options.dtype == "auto":  # its weights are float32; its products, and what is saved, are as everywhere
             model.config.dtype = getattr(torch, machine.best_dtype())
     else:
-        model = _open(fetch.resolve(options.path, options.revision), dtype)
+        model = _open(fetch.resolve(options.path, options.revision), dtype, head, seed)
         size = len(tokenizer) if tokenizer is not None else vocab_size or 0
         if size > (rows := embedding(model).weight.shape[0]):
             message = "{path}: the tokenizer has {size} tokens and the model embeds {rows}"
             raise InputError(t(message, path=options.path, size=size, rows=rows))
-    if model.config.model_type not in CHECKED:
+    if model.config.model_type not in CHECKED and not heads.has_one(model.config):
         check_head(model)
     if options.quantize != "none":
         from weitiao.models.quantized import quantize
@@ -112,11 +115,16 @@ def load(
     return model.to(torch.device(machine.device()))  # type: ignore[arg-type]
 
 
-def _open(folder: Path, dtype: Any) -> PreTrainedModel:
-    """The model in a folder, with every tensor from its files."""
+def _open(folder: Path, dtype: Any, head: Head | None, seed: int) -> PreTrainedModel:
+    """The model in a folder, with every tensor from its files, but for a head that they do not have."""
+    import torch
+
     inspect.check_folder(folder)
     config = shape.read_config(folder)
-    with quiet():
+    plain = not heads.has_one(config)
+    config = config if head is None else heads.put_on(config, head)
+    with quiet(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
         try:
             model, found = shape.auto_class(config).from_pretrained(
                 folder,
@@ -132,10 +140,12 @@ def _open(folder: Path, dtype: Any) -> PreTrainedModel:
             raise InputError(t(message, path=folder)) from error
         except (OSError, RuntimeError, ValueError) as error:
             raise InputError(t("{path}: {reason}", path=folder, reason=" ".join(str(error).split()))) from error
-    if missing := sorted(found["missing_keys"]):
+    new = shape.read(config).head if head is not None and plain else frozenset()
+    if missing := sorted(found["missing_keys"] - new):
         message = "{path}: the weights lack {count} tensors that the model needs: {names}"
         raise InputError(t(message, path=folder, count=len(missing), names=_some(missing)))
-    if extra := sorted(found["unexpected_keys"]):
+    own = shape.read(heads.without(config)).tensors if new else {}  # the language model's own head is not needed
+    if extra := sorted(name for name in found["unexpected_keys"] if name not in own):
         say("{path}: {count} tensors of the file have no place in the model: {names}",
             path=folder, count=len(extra), names=_some(extra))  # fmt: skip
     return model.eval()
@@ -158,7 +168,12 @@ def attention(config: PretrainedConfig) -> str:
 
 
 def _build(
-    options: ModelOptions, vocab_size: int | None, tokenizer: PreTrainedTokenizerFast | None, dtype: Any, seed: int
+    options: ModelOptions,
+    vocab_size: int | None,
+    tokenizer: PreTrainedTokenizerFast | None,
+    dtype: Any,
+    seed: int,
+    head: Head | None,
 ) -> PreTrainedModel:
     """A new model with random weights; the global random state is left as it was."""
     import torch
@@ -171,6 +186,7 @@ def _build(
             setattr(config, name, getattr(tokenizer, name))
     if vocab_size is not None:
         config.vocab_size = vocab_size
+    config = config if head is None else heads.put_on(config, head)
     shape.read(config)  # sizes that do not fit together are said before any memory is taken
     with torch.random.fork_rng(devices=[]), quiet():
         torch.manual_seed(seed)

@@ -11,7 +11,7 @@ gets a head that does the same.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -119,10 +119,29 @@ def in_out(module: nn.Module) -> tuple[int, int]:
     return (rows, columns) if isinstance(module, Conv1D) else (columns, rows)
 
 
-def linears(model: nn.Module) -> dict[str, nn.Module]:
-    """Name -> linear, in the model's order, without the output head; before any method is attached."""
-    skip = output_linear(model)
-    return {name: module for name, module in model.named_modules() if is_linear(module) and module is not skip}
+def linears(model: nn.Module, head: Collection[str] | None = None) -> dict[str, nn.Module]:
+    """Name -> linear, in the model's order, without the output head; before any method is attached. ``head``: the
+    modules of a task's head, if they are known already."""
+    skip, head = output_linear(model), task_head(model) if head is None else head
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if is_linear(module) and module is not skip and not any(f"{name}.".startswith(f"{part}.") for part in head)
+    }
+
+
+def task_head(model: nn.Module) -> tuple[str, ...]:
+    """Dotted names of the modules of a task's head (``models.heads``); none for a language model."""
+    from weitiao.models import heads, shape
+
+    config = inner(model).config
+    return shape.read(config).head_modules if heads.has_one(config) else ()
+
+
+def head_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The tensors of a task's head by their names in the model, detached."""
+    parts = tuple(f"{part}." for part in task_head(model))
+    return {name: parameter.detach() for name, parameter in inner(model).named_parameters() if name.startswith(parts)}
 
 
 def matches(name: str, target: str) -> bool:

@@ -10,8 +10,7 @@ are those of bitsandbytes, bit for bit.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection
 from functools import cache
 from typing import Any, Literal
 
@@ -224,18 +223,3 @@ def _plain(linear: QuantizedLinear, dtype: torch.dtype) -> nn.Linear:
 def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
     above, _, last = name.rpartition(".")
     setattr(model.get_submodule(above), last, module)
-
-
-@contextmanager
-def unfolded(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
-    """Inside the block every quantised linear computes with its weight spread out once: more memory, and a token costs
-    what it costs without quantisation."""
-    found = [module for module in model.modules() if isinstance(module, QuantizedLinear)]
-    for module in found:
-        spread = module.spread(dtype)
-        module.__dict__["spread"] = lambda wanted, kept=spread: kept.to(wanted)
-    try:
-        yield
-    finally:
-        for module in found:
-            del module.__dict__["spread"]

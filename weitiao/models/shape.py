@@ -15,13 +15,14 @@ import difflib
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from weitiao.errors import InputError, t
+from weitiao.models import heads
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -46,7 +47,7 @@ class Linear:
 
 @dataclass(frozen=True)
 class Shape:
-    """The sizes of a model. ``linears`` leaves out the output head; ``tensors`` has every parameter once."""
+    """The sizes of a model. ``linears`` leaves out output and task heads; ``tensors`` has every parameter once."""
 
     model_type: str
     kind: str  # "causal" or "masked"
@@ -62,6 +63,7 @@ class Shape:
     linears: tuple[Linear, ...]
     tensors: Mapping[str, tuple[int, ...]]
     configuration: str  # JSON, what it was read from
+    head: frozenset[str] = frozenset()  # names of the tensors of a task's head, which no language model has
 
     def build(self) -> Any:
         """A model of this shape on the meta device: all of its modules, none of its weights."""
@@ -76,6 +78,16 @@ class Shape:
         """Parameters of the modules with these dotted names (and of what they hold)."""
         inside = tuple(name + "." for name in modules)
         return sum(math.prod(size) for name, size in self.tensors.items() if name.startswith(inside) or name in modules)
+
+    @property
+    def head_parameters(self) -> int:
+        """Parameters of a task's head; 0 without one."""
+        return sum(math.prod(self.tensors[name]) for name in self.head)
+
+    @cached_property
+    def head_modules(self) -> tuple[str, ...]:
+        """Dotted names of the outermost modules of a task's head."""
+        return _outermost(self.head, self.tensors)
 
     @cached_property
     def blocks(self) -> tuple[str, ...]:
@@ -214,9 +226,11 @@ def kind_of(config: PretrainedConfig) -> str:
 
 
 def auto_class(config: PretrainedConfig) -> Any:
-    """transformers' auto class for the configuration's kind."""
+    """transformers' auto class for the configuration's kind, or for its task's head."""
     import transformers
 
+    if heads.has_one(config):
+        return transformers.AutoModelForSequenceClassification
     return transformers.AutoModelForMaskedLM if kind_of(config) == "masked" else transformers.AutoModelForCausalLM
 
 
@@ -241,28 +255,42 @@ def _measure(model_type: str, text: str) -> Shape:
     values = {**json.loads(text), "model_type": model_type}
     config = _checked(dict(values), CONFIG_FILE)
     model = _skeleton(config)
+    names = [name for name, _ in model.named_parameters()]
+    plain = _skeleton(heads.without(config)).state_dict() if heads.has_one(config) else names
+    head = frozenset(name for name in names if name not in plain)
     vocab, hidden = modules.embedding(model).weight.shape
-    heads = _size(config, "num_attention_heads") or 1
+    query_heads = _size(config, "num_attention_heads") or 1
     output = modules.output_linear(model)
     return Shape(
         model_type=model_type,
         kind=kind_of(config),
         layers=len(modules.blocks(model)),
         hidden=hidden,
-        heads=heads,
-        kv_heads=_size(config, "num_key_value_heads") or heads,
-        head_dim=_size(config, "head_dim") or hidden // heads,
+        heads=query_heads,
+        kv_heads=_size(config, "num_key_value_heads") or query_heads,
+        head_dim=_size(config, "head_dim") or hidden // query_heads,
         intermediate=_size(config, "intermediate_size") or _size(config, "n_inner") or 4 * hidden,
         vocab=vocab,
         positions=_size(config, "max_position_embeddings"),
         tied=output is not None and output.weight is modules.embedding(model).weight,
         linears=tuple(
             Linear(name, *modules.in_out(module), bias=getattr(module, "bias", None) is not None)
-            for name, module in modules.linears(model).items()
+            for name, module in modules.linears(model, _outermost(head, names)).items()
         ),
         tensors={name: tuple(parameter.shape) for name, parameter in model.named_parameters()},
         configuration=json.dumps(values),
+        head=head,
     )
+
+
+def _outermost(head: Collection[str], names: Collection[str]) -> tuple[str, ...]:
+    """The largest modules that hold nothing but tensors of ``head``."""
+    others, found = [name for name in names if name not in head], []
+    for name in head:
+        words = name.split(".")
+        parents = (".".join(words[:end]) for end in range(1, len(words) + 1))
+        found.append(next(part for part in parents if not any(other.startswith(part + ".") for other in others)))
+    return tuple(sorted(set(found)))
 
 
 def _skeleton(config: PretrainedConfig) -> Any:

@@ -6,16 +6,16 @@ for key, what in (*absent(recipe, generators), *contradictions(recipe, measured=
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from weitiao import config
 from weitiao.data import crosswoz
 from weitiao.data.sources import GENERATE, DataOptions
 from weitiao.data.tokenizer import TokenizerOptions
 from weitiao.errors import InputError, t
-from weitiao.evaluate.tasks import EvaluateOptions
+from weitiao.evaluate.tasks import LABEL_MEASURES, EvaluateOptions
 from weitiao.methods.base import Method
 from weitiao.models.load import ModelOptions
 from weitiao.train.options import TrainOptions
@@ -94,5 +94,16 @@ def contradictions(recipe: Sections, measured: bool) -> Iterator[tuple[str, str]
             config.build(TokenizerOptions, recipe.model.tokenizer)
         except InputError as error:
             yield from (("model.tokenizer", problem) for problem in error.problems)
+    measured = measured or (recipe.task.name == "classify" and recipe.train.best in LABEL_MEASURES)
     if recipe.train.best not in (None, "loss") and not measured:
         yield "train.best", t("nothing measures {name}; take loss or null", name=recipe.train.best)
+
+
+def stage_names(stages: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
+    """Stages need names, which become folders."""
+    names = [stage.get("name") for stage in stages]
+    for number, name in enumerate(names):
+        if not isinstance(name, str) or name in ("", ".", "..") or Path(name).name != name:
+            yield f"stages.{number}.name", t("needs a name that can be a folder's")
+        elif name in names[:number]:
+            yield f"stages.{number}.name", t("is another stage's name too")

@@ -66,9 +66,12 @@ def report(recipe: Sections, run: Run, ready: Prepared, done: Fit, figures: Mapp
     ]
     if figures:
         parts += [f"## {t('Measures')}\n", listing(figures)]
-    chat = command("weitiao", "chat", run.path)
-    measure = command("weitiao", "eval", run.path, "--task", "perplexity", "--data", "FILE")
-    parts.append(f"## {t('Next')}\n\n```sh\n{chat}\n{measure}\n```\n")
+    drawn = [name for name in ("confusion", "calibration") if (run.path / f"{name}.png").is_file()]
+    parts += [f"![{name}]({name}.png)\n" for name in drawn]
+    labels = recipe.task.name == "classify"
+    measure = command("weitiao", "eval", run.path, "--task", "classify" if labels else "perplexity", "--data", "FILE")
+    chat = [] if labels else [command("weitiao", "chat", run.path)]
+    parts.append("\n".join([f"## {t('Next')}", "", "```sh", *chat, measure, "```", ""]))
     return run.write("report.md", "\n".join(part for part in parts if part))
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from weitiao import config
 from weitiao.data.batch import Example
+from weitiao.data.labels import head_of, labelled
 from weitiao.data.render import Renderer, examples
 from weitiao.data.rows import Chat, Row
 from weitiao.data.sources import Generators, text_of
@@ -22,7 +23,9 @@ from weitiao.data.sources import load as load_rows
 from weitiao.data.tokenizer import TokenizerOptions
 from weitiao.data.tokenizer import train as train_tokenizer
 from weitiao.errors import InputError, say, t
+from weitiao.models import heads
 from weitiao.models import shape as shapes
+from weitiao.models.heads import Head
 from weitiao.models.load import ModelOptions, choose_dtype, load_tokenizer
 from weitiao.plan import phases
 from weitiao.plan.checks import Sections
@@ -37,7 +40,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Prepared:
     """Everything about a run that is known before a weight is read. ``model``: the options with which the base is to be
-    loaded; ``tools``: every schema in the rows; ``training``: the base's own parameters that train."""
+    loaded; ``tools``: every schema in the rows; ``training``: the base's own parameters that train; ``head``: that of
+    task classify."""
 
     model: ModelOptions
     tokenizer: PreTrainedTokenizerFast
@@ -47,6 +51,7 @@ class Prepared:
     tools: list[Mapping[str, Any]]
     plan: phases.Plan
     training: Collection[str]
+    head: Head | None = None
 
 
 def prepare(recipe: Sections, generators: Generators, tokenizer_folder: Path) -> Prepared:
@@ -61,13 +66,17 @@ def prepare(recipe: Sections, generators: Generators, tokenizer_folder: Path) ->
     tokenizer = load_tokenizer(_tokenizer(model, base, splits.train, tokenizer_folder))
     tools = _tools(splits.train)
     renderer = Renderer.of(tokenizer, tools=bool(tools), override=data.chat_template)
-    shape = _shape(model, base, len(tokenizer))
+    head = _head(recipe, base, [*splits.train, *splits.validation])
+    shape = _shape(model, base, len(tokenizer), head)
     with counting(t("rows to tokens")) as progress:
-        rows, validation = (
-            examples(part, renderer, data, task.name, max_positions=shape.positions, progress=progress) if part else []
-            for part in (splits.train, splits.validation)
-        )
-    for line in (*splits.said, *renderer.said, *getattr(rows, "said", ())):
+
+        def tokens(part: Sequence[Row]) -> Sequence[Example]:
+            if head is not None:
+                return labelled(part, tokenizer, head, data, shape.positions)
+            return examples(part, renderer, data, task.name, max_positions=shape.positions, progress=progress)
+
+        rows, validation = (tokens(part) if part else [] for part in (splits.train, splits.validation))
+    for line in (*splits.said, *(() if head else renderer.said), *getattr(rows, "said", ())):
         print(line, file=sys.stderr)
     _say_examples(rows, validation)
     dtype = choose_dtype(model.dtype, new)
@@ -83,7 +92,23 @@ def prepare(recipe: Sections, generators: Generators, tokenizer_folder: Path) ->
         file_bytes=0 if base is None or new else sum(tensor.bytes for tensor in inspect.headers(base)),
         saved_bytes=_saved_by_quantization(shape, model, phases.ITEM_BYTES[dtype]),
     )
-    return Prepared(model, tokenizer, renderer, rows, validation, tools, plan, recipe.method.base_names(shape))
+    return Prepared(model, tokenizer, renderer, rows, validation, tools, plan, recipe.method.base_names(shape), head)
+
+
+def _head(recipe: Sections, base: Path | None, rows: Sequence[Row]) -> Head | None:
+    """The head that task classify needs; None for the other tasks. InputError for a base with another one."""
+    own = None if base is None or recipe.model.config is not None else heads.of(shapes.read_config(base))
+    if recipe.task.name != "classify":
+        if own is not None:
+            message = "model.path: {path} tells {labels} and writes no words; it is a base for task.name=classify alone"
+            raise InputError(t(message, path=base, labels=", ".join(own.labels)))
+        return None
+    head = head_of(rows, recipe.task.labels, recipe.task.kind, own)
+    if own is not None and own != head:
+        message = "model.path: {path} has a head for {own} ({kind}); these rows need one for {labels} ({other})"
+        names = {"own": ", ".join(own.labels), "labels": ", ".join(head.labels)}
+        raise InputError(t(message, path=base, kind=own.kind, other=head.kind, **names))
+    return head
 
 
 def _saved_by_quantization(shape: shapes.Shape, model: ModelOptions, item_bytes: int) -> int:
@@ -118,13 +143,13 @@ def _tokenizer(model: ModelOptions, base: Path | None, rows: Sequence[Row], fold
     return Path(given).expanduser() if given else base or base_folder(model)
 
 
-def _shape(model: ModelOptions, base: Path | None, vocab: int) -> shapes.Shape:
-    """The shape of the base, or of the new model with as many tokens as the tokenizer has."""
-    if base is not None and model.config is None:
-        return shapes.read(base)
-    found = shapes.read_config(model.config or {})
-    found.vocab_size = vocab
-    return shapes.read(found)
+def _shape(model: ModelOptions, base: Path | None, vocab: int, head: Head | None) -> shapes.Shape:
+    """The shape of the base, or of the new model with as many tokens as the tokenizer has; with its task's head."""
+    old = base is not None and model.config is None
+    found = shapes.read_config(base if old else model.config or {})  # type: ignore[arg-type]
+    if not old:
+        found.vocab_size = vocab
+    return shapes.read(found if head is None else heads.put_on(found, head))
 
 
 def _tools(rows: Sequence[Row]) -> list[Mapping[str, Any]]:

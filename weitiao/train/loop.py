@@ -22,12 +22,11 @@ from weitiao.data.batch import Example, collate, plan_epoch
 from weitiao.errors import InputError, Interrupted, RunError, say, t
 from weitiao.generate.engine import positions
 from weitiao.methods.base import Method, compute_dtype, computing, trainable
-from weitiao.models import shape
+from weitiao.models import heads, shape
 from weitiao.runs import Run, command
 from weitiao.train import checkpoint, memory, optim
 from weitiao.train.course import Course
 from weitiao.train.guard import Guard, json_number
-from weitiao.train.logps import token_logps
 from weitiao.train.modes import evaluating, machine_facts, recomputing, seed_everything
 from weitiao.train.options import TrainOptions
 from weitiao.train.stopping import Stop
@@ -102,7 +101,7 @@ def fit(
 
 def check(model: Any, train: Sequence[Example]) -> None:
     """InputError for what cannot be trained: no rows, rows without a target, a model that sees what follows."""
-    if shape.kind_of(model.config) != "causal":
+    if shape.kind_of(model.config) != "causal" and not heads.has_one(model.config):
         message = "{model} sees what follows a token, so it cannot learn to predict it; take a causal model"
         raise InputError(t(message, model=type(model).__name__))
     if compute_dtype(model) == torch.float16:
@@ -197,11 +196,10 @@ class Trainer:
         return total
 
     def loss(self, examples: Sequence[Example]) -> torch.Tensor:
-        """The task's summed loss over one micro-batch. Rows are padded on the right, where a causal model never looks,
-        so no attention mask is needed and the fastest attention kernel is taken."""
+        """The task's summed loss over one micro-batch."""
         batch = collate(examples, self.pad_id, positions(self.model)).to(self.device)
         with computing(self.model), self.method.training(self.model):
-            return self.task.loss(token_logps(self.model, batch.ids, None, batch.mask), batch.mask)
+            return self.task.total(self.model, batch)
 
     # ---- validation ------------------------------------------------------------------------------------------------
 

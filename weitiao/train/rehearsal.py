@@ -17,7 +17,6 @@ from weitiao.generate.engine import positions
 from weitiao.methods.base import Method, computing
 from weitiao.train import checkpoint, memory
 from weitiao.train.course import Course
-from weitiao.train.logps import token_logps
 from weitiao.train.modes import recomputing
 from weitiao.train.options import TrainOptions
 from weitiao.train.tasks import Task
@@ -47,7 +46,7 @@ def rehearse(
         with recomputing(model, memory.recomputes(options.memory, model, course.micro_batch_tokens)):
             model.train()
             with computing(model), method.training(model):
-                loss = task.loss(token_logps(model, batch.ids, None, batch.mask), batch.mask)
+                loss = task.total(model, batch)
             loss = loss / sum(example.trained_tokens for example in examples)
             loss.backward()
     except (MemoryError, RuntimeError) as error:

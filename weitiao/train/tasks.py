@@ -12,19 +12,24 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field, model_validator
 
 from weitiao.config import Options
-from weitiao.data.rows import Chat, Text
+from weitiao.data.rows import Chat, Labelled, Text
 from weitiao.errors import t
-from weitiao.train.losses import nll
+from weitiao.models.heads import scores
+from weitiao.train.losses import classification, nll
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
+
+    from weitiao.data.batch import Batch
 
 
 class TaskOptions(Options):
     """What the model learns."""
 
-    name: Literal["pretrain", "sft"] = Field(
-        default="sft", description="pretrain: every token of plain text; sft: the assistant's turns of conversations"
+    name: Literal["pretrain", "sft", "classify"] = Field(
+        default="sft",
+        description="pretrain: every token of plain text; sft: the assistant's turns of conversations; classify: the "
+        "label of a text",
     )
     pack_tokens: int | None = Field(
         default=None,
@@ -33,10 +38,22 @@ class TaskOptions(Options):
         "padding is computed; null: a row is a document",
     )
 
+    labels: tuple[str, ...] = Field(
+        default=(), description="classify only: the labels in their order; none: those of the rows, sorted"
+    )
+    kind: Literal["auto", "single", "multi", "regression"] = Field(
+        default="auto",
+        description="classify only: one label a text, any number, or a number to predict; auto: as the rows have it",
+    )
+
     @model_validator(mode="after")
-    def _packs_documents_only(self) -> TaskOptions:
+    def _fits_the_task(self) -> TaskOptions:
         if self.pack_tokens is not None and self.name != "pretrain":
             raise ValueError(t("pack_tokens is for task.name=pretrain: conversations are not laid end to end"))
+        if self.name != "classify" and (self.labels or self.kind != "auto"):
+            raise ValueError(t("labels and kind are for task.name=classify"))
+        if len(set(self.labels)) < len(self.labels):
+            raise ValueError(t("labels: one of them is there twice"))
         return self
 
     def build(self) -> Task:
@@ -46,17 +63,37 @@ class TaskOptions(Options):
 
 @dataclass(frozen=True)
 class Task:
-    """``loss(logps [N], mask [B, T]) -> sum over trained tokens``; ``needs_reference``: it also needs the logps of the
-    model before tuning."""
+    """``loss(outputs, targets) -> sum over trained tokens``, where ``outputs`` are what the model says of a batch and
+    ``targets`` names what the batch says of them; ``needs_reference``: it also needs the logps of the model before
+    tuning."""
 
     name: str
     row: type
+    outputs: Callable[[nn.Module, Batch], Tensor]
     loss: Callable[[Tensor, Tensor], Tensor]
+    targets: Literal["mask", "labels"] = "mask"
     needs_reference: bool = False
     pack_tokens: int | None = None
 
+    def total(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The summed loss of a batch."""
+        return self.loss(self.outputs(model, batch), getattr(batch, self.targets))
+
+
+def _logps(model: nn.Module, batch: Batch) -> Tensor:
+    """Rows are padded on the right, where a causal model never looks, so no attention mask is needed and the fastest
+    attention kernel is taken."""
+    from weitiao.train.logps import token_logps
+
+    return token_logps(model, batch.ids, None, batch.mask)
+
+
+def _scores(model: nn.Module, batch: Batch) -> Tensor:
+    return scores(model, batch.ids, batch.attention)
+
 
 TASKS = {
-    "pretrain": Task("pretrain", Text, nll),
-    "sft": Task("sft", Chat, nll),
+    "pretrain": Task("pretrain", Text, _logps, nll),
+    "sft": Task("sft", Chat, _logps, nll),
+    "classify": Task("classify", Labelled, _scores, classification, "labels"),
 }
