@@ -337,3 +337,13 @@ def test_no_validation_dialogue_is_trained_on():
         "室外游泳池" in str(row.messages[-1].calls[0].arguments) for row in splits.train if isinstance(row, Chat)
     )
     assert rare > 100
+
+
+@real
+def test_intents_of_the_annotated_utterances_are_split_by_dialogue():
+    splits = load_source(DataOptions(format="crosswoz", folder=str(FOLDER), validation=0.2), "classify")
+    assert len(splits.train) + len(splits.validation) == 3728
+    labels = {label for row in splits.train for label in row.label}
+    assert {"Inform-酒店", "Request-酒店", "General-thank"} <= labels and len(labels) == 16
+    assert not {row.group for row in splits.train} & {row.group for row in splits.validation}
+    assert 0.1 < len(splits.validation) / 3728 < 0.3

@@ -44,7 +44,7 @@ def planned(name: str = "lora", rows: list[Example] | None = None, facts: Facts 
     return plan(found, METHODS[name](), task, TrainOptions(**options), rows or examples(40, 64), facts=facts)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "head"])  # a language model has no task's head
 def test_weights_moments_and_checkpoints_are_exact(name: str, tmp_path: Path):
     model = tiny.make("llama")
     found, method, rows = shape.read(model.config), METHODS[name](), examples(8, 32)

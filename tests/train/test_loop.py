@@ -137,9 +137,9 @@ def test_an_encoder_is_refused(tmp_path):
 
 @pytest.mark.parametrize("where", ["loss", "gradient"])
 def test_a_poisoned_step_changes_nothing(tmp_path, where, monkeypatch):
-    from weitiao.train import loop
+    from weitiao.train import logps
 
-    real, calls, hashes = loop.token_logps, [], []
+    real, calls, hashes = logps.token_logps, [], []
 
     def poisoned(model, *rest):
         calls.append(1)
@@ -152,7 +152,7 @@ def test_a_poisoned_step_changes_nothing(tmp_path, where, monkeypatch):
             return found * math.inf
         return found
 
-    monkeypatch.setattr(loop, "token_logps", poisoned)
+    monkeypatch.setattr(logps, "token_logps", poisoned)
     done, _, run = train(tmp_path / "run", rows(8), options={"micro_batch_tokens": 4096})
     second = run.metrics()[1]
     assert hashes[1] == hashes[2] != hashes[3] and done.steps == 4

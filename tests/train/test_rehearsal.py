@@ -10,7 +10,7 @@ from weitiao.data.batch import Example
 from weitiao.errors import RunError
 from weitiao.methods import METHODS
 from weitiao.models import tiny
-from weitiao.train import rehearsal
+from weitiao.train import logps, rehearsal
 from weitiao.train.course import Course
 from weitiao.train.options import TrainOptions
 from weitiao.train.tasks import TaskOptions
@@ -53,7 +53,7 @@ def test_too_little_memory_names_what_to_change(error: Exception, monkeypatch: p
         raise error
 
     model = METHODS["full"]().attach(tiny.make("llama"))
-    monkeypatch.setattr(rehearsal, "token_logps", fail)
+    monkeypatch.setattr(logps, "token_logps", fail)
     with pytest.raises(RunError, match=r"up to 30 tokens; take train\.memory=low, train\.micro_batch_tokens=30"):
         rehearsal.rehearse(model, METHODS["full"](), TASK, EXAMPLES, OPTIONS, pad_id=0)
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from weitiao.data import crosswoz_augment, crosswoz_raw
 from weitiao.data.crosswoz_turns import Arguments, Dialogue, Turn, turns_of
 from weitiao.data.formats import Unreadable, records
-from weitiao.data.rows import Call, Chat, Message, Row, Text
+from weitiao.data.rows import Call, Chat, Labelled, Message, Row, Text
 from weitiao.errors import InputError, t
 
 if TYPE_CHECKING:
@@ -153,7 +153,8 @@ def load(options: DataOptions, task: str, seed: int = 0) -> Splits:
     """Training rows, and a held-out share of the training dialogues as validation rows.
 
     ``options.folder`` holds the hotel extract or CrossWOZ's zips; nothing is read but the training part. ``pretrain``
-    gives what was said, with the searches; any other task the two skills, each utterance as it stands and varied.
+    gives what was said, with the searches; ``classify`` the guests' utterances with their intents (see
+    :func:`_intents`); any other task the two skills, each utterance as it stands and varied.
     InputError: no such folder or file, lines that are no dialogues, other files named beside the folder."""
     from weitiao.data.sources import Splits
 
@@ -161,7 +162,9 @@ def load(options: DataOptions, task: str, seed: int = 0) -> Splits:
     if others or options.test:
         given = ", ".join(f"data.{name}" for name in others or ["test"])
         raise InputError(t("{given}: format crosswoz reads data.folder and nothing else", given=given))
-    path = find(options.folder, "train")
+    if task == "classify":
+        return _intents(find(options.folder, part_of(task)), float(options.validation or 0), seed)
+    path = find(options.folder, part_of(task))
     dialogues = read(path)
     random.Random(f"crosswoz {seed}").shuffle(dialogues)
     held = round(len(dialogues) * float(options.validation or 0))
@@ -177,6 +180,35 @@ def load(options: DataOptions, task: str, seed: int = 0) -> Splits:
         skills = _skills(turn, name, name)
         rows.append(skills[-1] if turn.history else chance.choice(skills))
     return Splits(rows, [row for dialogue in held_out for row in _rows(dialogue)], [], said)
+
+
+def part_of(task: str) -> Part:
+    """The part that a task learns from: intents are noted in the validation dialogues alone, for the extract's training
+    segments have no dialogue acts."""
+    return "validation" if task == "classify" else "train"
+
+
+def _intents(path: Path, share: float, seed: int) -> Splits:
+    """What guests say, with the intents of each utterance and their domains (``Inform-酒店``, ``General-thank``), split
+    by dialogue."""
+    from weitiao.data.sources import Splits
+    from weitiao.data.split import split
+
+    dialogues = read(path)
+    rows = [
+        Labelled(
+            message["text"],
+            tuple(sorted({f"{intent}-{domain}" for intent, domain, _, _ in message["acts"]})),
+            f"{dialogue['id']}:{number}",
+            dialogue["id"],
+        )
+        for dialogue in dialogues
+        for number, message in enumerate(dialogue["messages"])
+        if message["role"] == "user" and "acts" in message
+    ]
+    train, validation = split(rows, [1 - share, share], seed=seed)
+    message = "{path}: {count} dialogues, {rows} utterances of guests"
+    return Splits([*train], [*validation], [], [t(message, path=path, count=len(dialogues), rows=len(rows))])
 
 
 def names(path: Path, dialogues: Iterable[Dialogue]) -> tuple[list[str], list[str]]:

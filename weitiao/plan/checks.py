@@ -46,7 +46,7 @@ def absent(recipe: Sections, generators: Iterable[str]) -> Iterator[tuple[str, s
     data, known = recipe.data, list(generators)
     names = [data.train] if isinstance(data.train, str) else data.train or []
     if data.format == "crosswoz":
-        if problem := crosswoz.missing(data.folder, "train"):
+        if problem := crosswoz.missing(data.folder, crosswoz.part_of(recipe.task.name)):
             yield "data.folder", problem
     elif not names:
         yield "data.train", t("is required: a file of rows, or a list of them")
