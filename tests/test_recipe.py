@@ -17,7 +17,7 @@ from weitiao import cli
 from weitiao.data.rows import Text
 from weitiao.errors import InputError
 from weitiao.methods.io import open_model
-from weitiao.recipe import Recipe, check, load, resumed, run
+from weitiao.recipe import Recipe, check, load, run
 from weitiao.runs import Run, is_run
 
 LLAMA = {
@@ -211,7 +211,7 @@ def test_a_new_model_with_its_own_tokenizer_then_stages_on_top(values: dict, tmp
     assert Run(whole.path / "tune").recipe()["model"]["path"] == str(whole.path / "base" / "model")
     assert (whole.path / "tune" / "merged" / "model.safetensors").is_file()
     assert Run(whole.path / "tune").recipe()["method"]["rank"] == 2
-    assert resumed(whole.path / "tune") == whole.path
+    assert Run.open(whole.path / "tune").whole.path == whole.path
     for folder in (whole.path / "more" / "adapter",):
         for file in folder.iterdir():
             file.unlink()

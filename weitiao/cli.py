@@ -64,8 +64,8 @@ def extras() -> Extras:
     return Extras(
         generators={
             "tiny-zh": _later("weitiao.demo.corpus:rows"),
-            "tiny-zh-talks": _later("weitiao.demo.corpus:talks"),
-            "tiny-zh-searches": _later("weitiao.demo.corpus:searches"),
+            "tiny-zh-talks": _later("weitiao.demo.talks:talks"),
+            "tiny-zh-searches": _later("weitiao.demo.talks:searches"),
         },
         tools={"hotel": _later("weitiao.demo.tools:toolset")},
     )

@@ -62,6 +62,12 @@ def t(english: str, **values: object) -> str:
     return text.format(**values) if values else text
 
 
+def first_of(problems: Sequence[str], shown: int = 20) -> list[str]:
+    """The first ``shown`` problems of one kind, and how many more there are."""
+    rest = len(problems) - shown
+    return [*problems[:shown], *([t("… and {count} more of this kind", count=rest)] if rest > 0 else [])]
+
+
 def say(english: str, **values: object) -> None:
     """Print a message to stderr: words go there, data to stdout."""
     print(t(english, **values), file=sys.stderr, flush=True)

@@ -369,7 +369,7 @@ def train_verb(
     if resume is None and not words:
         raise InputError(t("which recipe? give a file, or options such as data.train=rows.jsonl output=runs/first"))
     if resume is not None:
-        folder = resumed(resume)
+        folder = Run.open(resume).whole.path
         recipe, tree = load(folder / "recipe.yaml", [f"output={json.dumps(str(folder))}"])
     else:
         recipe, tree = from_words(words or (), ["data.skip_bad=true"] if skip_bad else [])
@@ -381,14 +381,6 @@ def train_verb(
     result = run(recipe, tree=tree, generators=generators, overwrite=overwrite, resume=resume is not None)
     if as_json:
         print(json.dumps(result.to_dict(), ensure_ascii=False))
-
-
-def resumed(folder: Path) -> Path:
-    """The run to go on with: the run of all stages if ``folder`` is one of its stages."""
-    run = Run.open(folder)
-    whole = Run(run.path.absolute().parent)
-    stage = is_run(whole.path) and run.path.absolute() in [stage.path for stage in whole.stages]
-    return whole.path if stage else run.path
 
 
 def plan_verb(context: typer.Context, words: Words = None, as_json: AsJson = False) -> None:

@@ -83,6 +83,13 @@ class Run:
         """The runs of the recipe's stages, in order; empty if it has none."""
         return [Run(self.path / Path(stage["name"]).name) for stage in self.recipe().get("stages") or []]
 
+    @property
+    def whole(self) -> Run:
+        """The run of all stages if this is one of its stages; this one otherwise."""
+        above = Run(self.path.absolute().parent)
+        stage = is_run(above.path) and self.path.absolute() in [stage.path for stage in above.stages]
+        return above if stage else self
+
     def recipe(self) -> dict[str, Any]:
         """The resolved recipe this run was started with."""
         return yaml.safe_load((self.path / RECIPE).read_text(encoding="utf-8")) or {}

@@ -10,8 +10,8 @@ import pytest
 
 from weitiao.config import build
 from weitiao.data.layouts import fill, template_slots
-from weitiao.data.rows import Call, Chat, Message, Row, Text
-from weitiao.data.sources import DataOptions, Source, arguments, load, read, read_all, text_of
+from weitiao.data.rows import Call, Chat, Message, Row, Text, text_of
+from weitiao.data.sources import DataOptions, Source, arguments, load, read, read_all
 from weitiao.errors import InputError
 
 ASK, ANSWER = Message("user", "问"), Message("assistant", "答")

@@ -15,14 +15,13 @@ import numpy as np
 from weitiao.data.batch import Example
 from weitiao.data.rows import Chat, Row, Text
 from weitiao.data.spans import Rendered, encode_text
-from weitiao.errors import InputError, t
+from weitiao.errors import InputError, first_of, t
 
 if TYPE_CHECKING:
     from weitiao.data.render import Renderer
     from weitiao.data.sources import DataOptions
 
 ROWS_AT_ONCE = 256
-SHOWN = 20
 
 
 @dataclass(frozen=True)
@@ -174,7 +173,7 @@ def _complain(work: _Work, options: DataOptions, limit: int | None) -> None:
     """Raise one InputError with everything that is wrong."""
     problems = []
     if not options.skip_bad:
-        problems += _first(work.refused) + _first(work.empty)
+        problems += first_of(work.refused) + first_of(work.empty)
     total = len(work.items) + len(work.empty)
     if total and len(work.cut) / total > options.allow_truncated:
         message = (
@@ -182,16 +181,11 @@ def _complain(work: _Work, options: DataOptions, limit: int | None) -> None:
             "{allowed}; raise data.max_length, or allow it"
         )
         problems.append(t(message, cut=len(work.cut), total=total, limit=limit, allowed=options.allow_truncated))
-        problems += _first(work.cut)
+        problems += first_of(work.cut)
     if not problems and not any(example.trained_tokens for example in work.items):
         problems.append(t("there is nothing to train on: no row has a trained token"))
     if problems:
         raise InputError(problems)
-
-
-def _first(problems: list[str]) -> list[str]:
-    rest = len(problems) - SHOWN
-    return problems[:SHOWN] + ([t("… and {count} more of this kind", count=rest)] if rest > 0 else [])
 
 
 def _said(work: _Work, options: DataOptions, limit: int | None) -> list[str]:

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from weitiao.data.batch import Example
-from weitiao.data.examples import SHOWN, Examples
+from weitiao.data.examples import Examples
 from weitiao.data.rows import Labelled
-from weitiao.errors import InputError, t
+from weitiao.errors import InputError, first_of, t
 from weitiao.models.heads import Head, Kind
 
 if TYPE_CHECKING:
@@ -85,14 +85,14 @@ def labelled(
             items.append(Example(np.array(ids, dtype=np.int32), _last(len(ids)), row.id, target))
         else:
             problems.append(t("{row}: the tokenizer makes no token of it", row=row.id))
-    refused, problems = len(problems), [] if options.skip_bad and items else _first(problems)
+    refused, problems = len(problems), [] if options.skip_bad and items else first_of(problems)
     if len(cut) > options.allow_truncated * len(rows):
         message = (
             "{cut} of {total} texts lose their end at max_length {limit}, and data.allow_truncated is {allowed}; raise "
             "data.max_length, or allow it"
         )
         problems.append(t(message, cut=len(cut), total=len(rows), limit=limit, allowed=options.allow_truncated))
-        problems += _first(cut)
+        problems += first_of(cut)
     if problems:
         raise InputError(problems)
     said = [t("{cut} texts lose their end at max_length {limit}", cut=len(cut), limit=limit)] if cut else []
@@ -105,11 +105,6 @@ def _check_rows(rows: Sequence[Any]) -> None:
     if wrong := next((row for row in rows if not isinstance(row, Labelled)), None):
         message = "{where}: has no label; task classify needs a text and a label (data.columns names their columns)"
         raise InputError(t(message, where=wrong.id))
-
-
-def _first(problems: list[str]) -> list[str]:
-    rest = len(problems) - SHOWN
-    return problems[:SHOWN] + ([t("… and {count} more of this kind", count=rest)] if rest > 0 else [])
 
 
 def _kind(label: str | float | tuple[str, ...]) -> Kind:

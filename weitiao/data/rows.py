@@ -8,6 +8,7 @@ not be torn apart by a split (a dialogue).
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -95,3 +96,16 @@ class Labelled:
 
 
 Row = Text | Chat | Pair | Rated | Prompt | Labelled
+
+
+def text_of(row: Row) -> str:
+    """The words of a row without any markup: its text, or its turns line by line, calls as JSON."""
+    if isinstance(row, Text | Labelled):
+        return row.text
+    messages = (*row.prompt, *row.chosen, *row.rejected) if isinstance(row, Pair) else row.messages
+    return "\n".join(_said_by(message) for message in messages)
+
+
+def _said_by(message: Message) -> str:
+    calls = [json.dumps({"name": c.name, "arguments": dict(c.arguments)}, ensure_ascii=False) for c in message.calls]
+    return "\n".join(part for part in (message.content, *calls) if part)

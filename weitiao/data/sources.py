@@ -30,7 +30,7 @@ from weitiao.data.layouts import (
     normal_tools,
     template_slots,
 )
-from weitiao.data.rows import Chat, Labelled, Message, Pair, Row, Text
+from weitiao.data.rows import Chat, Row, Text
 from weitiao.data.split import split
 from weitiao.data.turns import RowError
 from weitiao.errors import InputError, t
@@ -147,19 +147,6 @@ class Splits:
     validation: list[Row] = field(default_factory=list)
     test: list[Row] = field(default_factory=list)
     said: list[str] = field(default_factory=list)
-
-
-def text_of(row: Row) -> str:
-    """The words of a row without any markup: its text, or its turns line by line, calls as JSON."""
-    if isinstance(row, Text | Labelled):
-        return row.text
-    messages = (*row.prompt, *row.chosen, *row.rejected) if isinstance(row, Pair) else row.messages
-    return "\n".join(_said_by(message) for message in messages)
-
-
-def _said_by(message: Message) -> str:
-    calls = [json.dumps({"name": c.name, "arguments": dict(c.arguments)}, ensure_ascii=False) for c in message.calls]
-    return "\n".join(part for part in (message.content, *calls) if part)
 
 
 # ---- one file --------------------------------------------------------------------------------------------------------

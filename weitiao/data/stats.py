@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from weitiao.data.rows import Chat, Pair, Row, Text
-from weitiao.data.sources import Source, arguments, read_all, text_of
+from weitiao.data.rows import Chat, Pair, Row, Text, text_of
+from weitiao.data.sources import Source, arguments, read_all
 from weitiao.data.split import content_of
 from weitiao.errors import InputError, t
 

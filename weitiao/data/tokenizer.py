@@ -195,7 +195,8 @@ def train_verb(
     """Train a tokenizer on the text of FILES and measure it on that text."""
     from tokenizers import Tokenizer
 
-    from weitiao.data.sources import arguments, read_all, text_of
+    from weitiao.data.rows import text_of
+    from weitiao.data.sources import arguments, read_all
 
     values = {
         "kind": kind,

@@ -17,8 +17,8 @@ from weitiao import config
 from weitiao.data.batch import Example
 from weitiao.data.labels import head_of, labelled
 from weitiao.data.render import Renderer, examples
-from weitiao.data.rows import Chat, Row
-from weitiao.data.sources import Generators, text_of
+from weitiao.data.rows import Chat, Row, text_of
+from weitiao.data.sources import Generators
 from weitiao.data.sources import load as load_rows
 from weitiao.data.tokenizer import TokenizerOptions
 from weitiao.data.tokenizer import train as train_tokenizer
