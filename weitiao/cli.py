@@ -32,6 +32,7 @@ VERBS = (
     Verb("inspect", "weitiao.weights.inspect:verb", "the tensors of a model folder, without loading it"),
     Verb("convert", "weitiao.weights.convert:verb", "ChatGLM2/3 or Llama as first published, into a folder that loads"),
     Verb("tokenizer train", "weitiao.data.tokenizer:train_verb", "train a tokenizer on text"),
+    Verb("tokenizer extend", "weitiao.data.extend:verb", "give a model tokens for new text"),
     Verb("data show", "weitiao.data.show:verb", "rows in colour: which tokens are trained"),
     Verb("data stats", "weitiao.data.stats:verb", "lengths, outliers, duplicates, what max_length would cut"),
     Verb("data split", "weitiao.data.split:verb", "rows into train, validation and test, by dialogue"),

@@ -154,6 +154,9 @@ class _Counted:
 
 def measure(tokenizer: Tokenizer, texts: Iterable[str]) -> dict[str, Any]:
     """What a tokenizer makes of ``texts``: characters, tokens, unknown tokens, texts that do not come back exactly."""
+    tokenizer = tokenizer.from_str(tokenizer.to_str())  # a file may ask for padding and truncation
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
     unknown = getattr(tokenizer.model, "unk_token", None) or getattr(tokenizer.model, "unk_id", None)
     unknown_id: Any = tokenizer.token_to_id(unknown) if isinstance(unknown, str) else unknown
     count = characters = tokens = unknowns = changed = 0
@@ -223,12 +226,13 @@ def train_verb(
     if as_json:
         print(json.dumps({"folder": str(folder), "kind": kind, **found}, ensure_ascii=False))
         return
-    for key, label in _labels().items():
+    for key, label in labels().items():
         print(f"{label}\t{found[key]}")
     print(folder)
 
 
-def _labels() -> dict[str, str]:
+def labels() -> dict[str, str]:
+    """The figures of :func:`measure` by the name a person reads."""
     return {
         "vocabulary": t("vocabulary"),
         "texts": t("texts"),

@@ -38,6 +38,7 @@ def kept_back() -> re.Pattern[str]:
 
 
 def guest(random_: random.Random) -> Guest:
+    """A guest; every other one mumbles."""
     return (_Mumbling if random_.random() < 0.5 else Guest)(random_, "seen")
 
 
@@ -51,10 +52,10 @@ class _Mumbling(Guest):
             piece = self._stray() + piece
         if self.random.random() < 0.3:
             piece += self._stray()
-        if "{" in piece and self.random.random() < 0.3:
+        if "{" in piece and self.random.random() < (0.6 if path[0] == "by_name" else 0.3):
             place = piece.index("{")
             piece = piece[:place] + self._stray() + piece[place:]
-        if path[0] in ("ask", "by_name") and self.random.random() < 0.2:
+        if path[0] in ("ask", "by_name") and self.random.random() < 0.3:
             place = piece.index("}") + 1
             piece = piece[:place] + self._stray().rstrip("，") + piece[place:]
         return piece
@@ -84,6 +85,7 @@ def said(random_: random.Random, said: str) -> str:
 
 
 def aside(random_: random.Random) -> str:
+    """What has nothing to do with hotels: somebody who does something, common words without a sense, or small talk."""
     (who, _), (does, _) = random_.choice(WHO), random_.choice(DOES)
     city, thing, looks = random_.choice(CITIES), random_.choice(THINGS), random_.choice(LOOKS)
     drill = random_.choice((f"{who}{does}", f"我们从{city}来", f"{thing}{looks}", f"{who}说{thing}{looks}", "嗯"))

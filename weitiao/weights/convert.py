@@ -13,23 +13,20 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from weitiao.errors import InputError, say, t
-from weitiao.weights import sentencepiece
+from weitiao.weights import sentencepiece, tensors
 from weitiao.weights.folders import whole
-from weitiao.weights.inspect import INDEX, SAFETENSORS, read_json, weight_files
+from weitiao.weights.inspect import read_json
+from weitiao.weights.tensors import Tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-SHARD_BYTES = 2 << 30
-Tensors = Iterator[tuple[str, "Tensor"]]
 
 
 def convert(source: str | Path, folder: str | Path) -> Path:
@@ -43,7 +40,7 @@ def convert(source: str | Path, folder: str | Path) -> Path:
             "{path}: neither a ChatGLM2 or ChatGLM3 folder nor Llama's own files (params.json, consolidated.*.pth)"
         )
         raise InputError(t(message, path=source))
-    config, tensors = layout(source)
+    config, found = layout(source)
     size = sum(
         file.stat().st_size for file in (*source.glob("*.bin"), *source.glob("*.safetensors"), *source.glob("*.pth"))
     )
@@ -51,7 +48,7 @@ def convert(source: str | Path, folder: str | Path) -> Path:
         (temporary / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         if (model := source / "tokenizer.model").is_file():  # first: what is wrong with it is said before the long part
             sentencepiece.convert(model, temporary, SPECIAL.get(config["model_type"], {}))
-        _write(temporary, tensors)
+        tensors.write(temporary, found)
     return folder
 
 
@@ -124,7 +121,7 @@ GLM_QKV = re.compile(r"transformer\.encoder\.layers\.(\d+)\.self_attention\.quer
 
 
 def _glm_tensors(folder: Path, queries: int, keys: int) -> Tensors:
-    for name, tensor in _tensors(folder):
+    for name, tensor in tensors.read(folder):
         if found := GLM_QKV.fullmatch(name):
             for letter, part in zip("qkv", tensor.split((queries, keys, keys)), strict=True):
                 yield f"model.layers.{found[1]}.self_attn.{letter}_proj.{found[2]}", part
@@ -166,7 +163,7 @@ def _llama(folder: Path) -> tuple[dict[str, Any], Tensors]:
     """Llama's configuration and tensors. The parts of tensor parallelism are joined, and the rows of each query and key
     head go from pairs (x₀ y₀ x₁ y₁ …) to halves (x₀ x₁ … y₀ y₁ …), which is how transformers turns them."""
     params = read_json(folder / "params.json")
-    parts = [_load(file) for file in sorted(folder.glob("consolidated.*.pth"))]
+    parts = [tensors.load(file) for file in sorted(folder.glob("consolidated.*.pth"))]
     one = parts[0]
     heads = params["n_heads"]
     key_heads = params.get("n_kv_heads") or heads
@@ -230,68 +227,6 @@ SPECIAL: dict[str, dict[str, Any]] = {
                        "<|observation|>"), "pad": "<unk>", "eos": "</s>"},
     "llama": {"pad": "<unk>", "bos": "<s>", "eos": "</s>"},
 }  # fmt: skip
-
-
-def _tensors(folder: Path) -> Tensors:
-    """Every tensor of a folder's safetensors or .bin files, file by file."""
-    from safetensors import safe_open
-
-    problems: list[str] = []
-    files = weight_files(folder, problems)
-    if problems:
-        raise InputError(problems)
-    for file in files:
-        if file.suffix == ".safetensors":
-            with safe_open(file, framework="pt") as opened:
-                for name in opened.keys():  # noqa: SIM118 (no mapping)
-                    yield name, opened.get_tensor(name)
-        else:
-            yield from _load(file).items()
-
-
-def _load(file: Path) -> Mapping[str, Tensor]:
-    """The tensors of a pickled file, mapped and not read; whatever else it holds is refused."""
-    import torch
-
-    try:
-        return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except UnpicklingError as error:
-        message = "{path}: the file holds more than tensors, which could run code; it is refused"
-        raise InputError(t(message, path=file)) from error
-    except (RuntimeError, OSError, ValueError) as error:
-        raise InputError(t("{path}: {reason}", path=file, reason=" ".join(str(error).split()))) from error
-
-
-def _write(folder: Path, tensors: Tensors) -> None:
-    """model.safetensors, or several files of at most SHARD_BYTES and their index."""
-    from safetensors.torch import save_file
-
-    shards: list[dict[str, Tensor]] = [{}]
-    names: list[list[str]] = []
-    held = total = 0
-
-    def flush() -> None:
-        save_file(shards[0], folder / f"{len(names):05d}.safetensors", metadata={"format": "pt"})
-        names.append(list(shards[0]))
-        shards[0] = {}
-
-    for name, tensor in tensors:
-        if held and held + tensor.nbytes > SHARD_BYTES:
-            flush()
-            held = 0
-        shards[0][name] = tensor.contiguous()
-        held, total = held + tensor.nbytes, total + tensor.nbytes
-    flush()
-    if len(names) == 1:
-        (folder / "00000.safetensors").rename(folder / SAFETENSORS)
-        return
-    places = {}
-    for number, held_names in enumerate(names):
-        file = f"model-{number + 1:05d}-of-{len(names):05d}.safetensors"
-        (folder / f"{number:05d}.safetensors").rename(folder / file)
-        places |= dict.fromkeys(held_names, file)
-    index = {"metadata": {"total_size": total}, "weight_map": places}
-    (folder / INDEX).write_text(json.dumps(index, indent=1), encoding="utf-8")
 
 
 def verb(

@@ -1,0 +1,85 @@
+"""The tensors of a folder, one after another, and back into files: nothing is loaded into a model.
+
+    write(new_folder, ((name, tensor * 2) for name, tensor in read(folder)))
+
+One tensor is in memory at a time, and a written file holds at most 2 GiB.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import TYPE_CHECKING
+
+from weitiao.errors import InputError, t
+from weitiao.weights.inspect import INDEX, SAFETENSORS, weight_files
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SHARD_BYTES = 2 << 30
+Tensors = Iterator[tuple[str, "Tensor"]]
+
+
+def read(folder: Path) -> Tensors:
+    """Every tensor of a folder's safetensors or .bin files, file by file."""
+    from safetensors import safe_open
+
+    problems: list[str] = []
+    files = weight_files(folder, problems)
+    if problems:
+        raise InputError(problems)
+    for file in files:
+        if file.suffix == ".safetensors":
+            with safe_open(file, framework="pt") as opened:
+                for name in opened.keys():  # noqa: SIM118 (no mapping)
+                    yield name, opened.get_tensor(name)
+        else:
+            yield from load(file).items()
+
+
+def load(file: Path) -> Mapping[str, Tensor]:
+    """The tensors of a pickled file, mapped and not read; whatever else it holds is refused."""
+    import torch
+
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except UnpicklingError as error:
+        message = "{path}: the file holds more than tensors, which could run code; it is refused"
+        raise InputError(t(message, path=file)) from error
+    except (RuntimeError, OSError, ValueError) as error:
+        raise InputError(t("{path}: {reason}", path=file, reason=" ".join(str(error).split()))) from error
+
+
+def write(folder: Path, tensors: Tensors) -> None:
+    """model.safetensors, or several files of at most SHARD_BYTES and their index."""
+    from safetensors.torch import save_file
+
+    shards: list[dict[str, Tensor]] = [{}]
+    names: list[list[str]] = []
+    held = total = 0
+
+    def flush() -> None:
+        save_file(shards[0], folder / f"{len(names):05d}.safetensors", metadata={"format": "pt"})
+        names.append(list(shards[0]))
+        shards[0] = {}
+
+    for name, tensor in tensors:
+        if held and held + tensor.nbytes > SHARD_BYTES:
+            flush()
+            held = 0
+        shards[0][name] = tensor.contiguous()
+        held, total = held + tensor.nbytes, total + tensor.nbytes
+    flush()
+    if len(names) == 1:
+        (folder / "00000.safetensors").rename(folder / SAFETENSORS)
+        return
+    places = {}
+    for number, held_names in enumerate(names):
+        file = f"model-{number + 1:05d}-of-{len(names):05d}.safetensors"
+        (folder / f"{number:05d}.safetensors").rename(folder / file)
+        places |= dict.fromkeys(held_names, file)
+    index = {"metadata": {"total_size": total}, "weight_map": places}
+    (folder / INDEX).write_text(json.dumps(index, indent=1), encoding="utf-8")
