@@ -1,4 +1,4 @@
-"""A tokenizer that grew: old tokens keep their ids, new text takes fewer, and the model's new rows are what they should be."""
+"""A tokenizer that grew: old ids stay, new text takes fewer tokens, and the new rows are what they should be."""
 
 import json
 from pathlib import Path
