@@ -32,7 +32,7 @@ CALLS = st.lists(st.builds(Call, NAMES, ARGUMENTS), min_size=1, max_size=3)
 @pytest.mark.parametrize("syntax", SYNTAXES)
 @given(calls=CALLS)
 def test_what_is_written_is_read_back(syntax: str, calls: list[Call]):
-    if syntax == "glm" and "<|assistant|>" in str(calls):
+    if syntax in ("glm", "chatglm3") and "<|assistant|>" in str(calls):
         return
     parsed = parse_calls(format_calls(calls, syntax), syntax)
     assert (parsed.calls, parsed.content, parsed.problems) == (tuple(calls), "", ())
@@ -62,6 +62,8 @@ def test_words_around_calls_stay_and_blanks_do_not_matter():
         '<|python_tag|>{"name": "f", "parameters": {"x": 1}}; {"name": "g", "parameters": {}}', "llama3"
     )
     assert parsed.calls == (Call("f", {"x": 1}), Call("g", {}))
+    parsed = parse_calls("\n 请稍等<|assistant|>f\n ```python\ntool_call(x='一', y=[1, true], z=None)\n```", "chatglm3")
+    assert (parsed.content, parsed.calls) == ("请稍等", (Call("f", {"x": "一", "y": [1, True], "z": None}),))
     parsed = parse_calls('\n请稍等<|assistant|>f\n{"x": 1}', "glm")
     assert (parsed.content, parsed.calls) == ("请稍等", (Call("f", {"x": 1}),))
 
@@ -85,6 +87,11 @@ def test_words_around_calls_stay_and_blanks_do_not_matter():
         ("mistral", '[TOOL_CALLS] {"name": "f", "arguments": {}}'),
         ("mistral", '[TOOL_CALLS] [{"name": "f", "arguments": {}}'),
         ("glm", 'f\n{"x": 1'),
+        ("chatglm3", "f\n ```python\ntool_call(x=open('y'))\n```"),
+        ("chatglm3", "f\n ```python\nopen(x='y')\n```"),
+        ("chatglm3", "f\n ```python\ntool_call(x=1, x=2)\n```"),
+        ("chatglm3", "f\n ```python\ntool_call(x=1e999)\n```"),
+        ("chatglm3", "f\n ```python\ntool_call(x=" + "[" * 10_000 + ")\n```"),
     ],
 )
 def test_a_broken_call_is_named_and_its_text_kept(syntax: str, text: str):

@@ -11,8 +11,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from weitiao.data.crosswoz import SEARCH_HOTELS
+from weitiao.data.render import Renderer
+from weitiao.data.rows import Call, Chat, Message
 from weitiao.errors import InputError
-from weitiao.models.load import ModelOptions, load
+from weitiao.models.load import ModelOptions, load, load_tokenizer
 from weitiao.weights.convert import convert
 
 CHATGLM = {
@@ -243,3 +246,71 @@ def test_an_unknown_layout_is_said(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     with pytest.raises(InputError, match="neither"):
         convert(tmp_path, tmp_path / "out")
+
+
+ROLES = {name: number for number, name in enumerate(("system", "user", "assistant", "observation"), 5)}
+TALK = [
+    {"role": "system", "content": "你帮客人订房。"},
+    {"role": "user", "content": "philosophy of 酒店 [sop]\n有停车场吗？"},
+    {"role": "assistant", "content": "请稍等。"},
+    {"role": "user", "content": "300 元以内"},
+]
+
+
+@pytest.fixture(scope="module")
+def glm_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A ChatGLM folder with a SentencePiece model of its own and the code of its tokenizer."""
+    library = pytest.importorskip("sentencepiece")
+    folder = tmp_path_factory.mktemp("chatglm")
+    (folder / "text").write_text("\n".join(message["content"] for message in TALK) * 40, encoding="utf-8")
+    library.SentencePieceTrainer.train(
+        input=str(folder / "text"), model_prefix=str(folder / "tokenizer"), vocab_size=330, model_type="bpe",
+        byte_fallback=True, hard_vocab_limit=False, minloglevel=2, normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+    )  # fmt: skip
+    pieces = library.SentencePieceProcessor(model_file=str(folder / "tokenizer.model")).get_piece_size()
+    sizes = CHATGLM | {"padded_vocab_size": pieces + 9, "num_layers": 1}
+    (folder / "config.json").write_text(json.dumps(sizes))
+    save_file(chatglm_tensors(sizes), folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def test_chatglm3_talks_as_its_own_code_does(glm_folder: Path, tmp_path: Path):
+    """Its published code encodes role, line break and words apart; a call is Python, a tool list is indented JSON."""
+    library = pytest.importorskip("sentencepiece")
+    (glm_folder / "tokenization_chatglm.py").write_text('raise SystemExit("<|user|>")')
+    tokenizer = load_tokenizer(convert(glm_folder, tmp_path / "three"))
+    theirs = library.SentencePieceProcessor(model_file=str(glm_folder / "tokenizer.model"))
+    first = theirs.get_piece_size()
+    expected = [first + 1, first + 3]  # [gMASK] sop
+    for message in TALK:
+        expected += [first + ROLES[message["role"]], *theirs.encode("\n"), *theirs.encode(message["content"])]
+    expected.append(first + ROLES["assistant"])
+    assert tokenizer.apply_chat_template(TALK, add_generation_prompt=True, return_dict=False) == expected
+    assert tokenizer("philosophy").input_ids == [first + 1, first + 3, *theirs.encode("philosophy")]
+
+
+def test_chatglm3_calls_tools_in_python(glm_folder: Path, tmp_path: Path):
+    (glm_folder / "tokenization_chatglm.py").write_text("<|user|>")
+    renderer = Renderer.of(load_tokenizer(convert(glm_folder, tmp_path / "three")), tools=True)
+    assert renderer.syntax == "chatglm3" and not renderer.said
+    calls = (Call("search_hotels", {"name": "长城", "price": 300, "pets": True}), Call("search_hotels", {"name": "x"}))
+    messages = (
+        Message("user", "找酒店"),
+        Message("assistant", calls=calls[:1]),
+        Message("tool", '{"count": 0}', name="search_hotels"),
+        Message("assistant", "没有。"),
+    )
+    rendered = renderer.render(Chat(messages, (SEARCH_HOTELS,)))
+    words = renderer.decode([one for one, trained in zip(rendered.ids, rendered.mask, strict=True) if trained])
+    assert 'search_hotels\n ```python\ntool_call(name="长城", price=300, pets=True)\n```' in words
+    assert renderer.parse(words.partition("<|observation|>")[0]).calls == calls[:1]
+    assert '"description"' in rendered.text and "You have access to the following tools:" in rendered.text
+
+
+def test_chatglm2_counts_rounds(glm_folder: Path, tmp_path: Path):
+    (glm_folder / "tokenization_chatglm.py").write_text("class ChatGLMTokenizer: ...")
+    tokenizer = load_tokenizer(convert(glm_folder, tmp_path / "two"))
+    shown = tokenizer.apply_chat_template(TALK[1:], tokenize=False, add_generation_prompt=True)
+    start = "[gMASK]<sop>[Round 1]\n\n问：" + TALK[1]["content"] + "\n\n答：请稍等。\n\n[Round 2]\n\n问："
+    assert shown == start + TALK[3]["content"] + "\n\n答："

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -165,14 +165,11 @@ class Marker:
 
 
 def encode_text(tokenizer: PreTrainedTokenizerFast, text: str) -> Rendered:
-    """Plain text for pretraining: bos where the tokenizer itself writes one, the text, eos; every token is trained."""
-    ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]  # type: ignore[assignment]
-    if starts_with_bos(tokenizer):
-        ids = [tokenizer.bos_token_id, *ids]  # type: ignore[list-item]
-    ids = [*ids, tokenizer.eos_token_id]  # type: ignore[list-item]
+    """Plain text for pretraining: what the tokenizer itself begins a text with (a bos, GLM's two tokens, or nothing),
+    the text, eos; every token is trained."""
+    found: Any = tokenizer(text, return_special_tokens_mask=True, verbose=False)
+    ids, added = found["input_ids"], found["special_tokens_mask"]
+    start = next((place for place, own in enumerate(added) if not own), len(added))
+    own = [token for token, outside in zip(ids, added, strict=True) if not outside]
+    ids = [*ids[:start], *own, tokenizer.eos_token_id]
     return Rendered(ids, [True] * len(ids), text)
-
-
-def starts_with_bos(tokenizer: PreTrainedTokenizerFast) -> bool:
-    """Whether the tokenizer itself begins every text with its bos."""
-    return tokenizer.bos_token_id is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]  # type: ignore[index]

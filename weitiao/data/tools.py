@@ -11,11 +11,13 @@ and its text stays in ``content``. Tools are given as JSON schemas in the OpenAI
 
 from __future__ import annotations
 
+import ast
 import json
 import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from keyword import iskeyword
 from typing import Any
 
 from weitiao.data.rows import Call
@@ -224,11 +226,64 @@ def _read_glm(text: str) -> Parsed:
     return Parsed("\n".join(filter(None, words)), tuple(calls), tuple(problems))
 
 
+_CHATGLM3_CALL = re.compile(r"\s*([\w.-]+)[ \t]*\r?\n\s*```python\s*\n(.*)\n\s*```\s*", re.DOTALL)
+
+
+def _read_chatglm3(text: str) -> Parsed:
+    """The tool's name on a line, then ``tool_call(name=value, …)`` as a block of Python, which is read and never run;
+    several calls, and words, each after ``<|assistant|>``."""
+    words, calls, problems = [], [], []
+    for part in text.split("<|assistant|>"):
+        match = _CHATGLM3_CALL.fullmatch(part)
+        try:
+            if match is None:
+                words.append(part.strip())
+                continue
+            calls.append(Call(match[1], _keywords(match[2])))
+        except ValueError as error:
+            words.append(part.strip())
+            problems.append(_problem(error))
+    return Parsed("\n".join(filter(None, words)), tuple(calls), tuple(problems))
+
+
+class _Constants(ast.NodeTransformer):
+    """JSON's constants as Python's."""
+
+    def visit_Name(self, node: ast.Name) -> ast.AST:
+        values = {"true": True, "false": False, "null": None}
+        return ast.Constant(values[node.id]) if node.id in values else node
+
+
+def _keywords(code: str) -> dict[str, Any]:
+    """The arguments of ``tool_call(…)``, literals only; ValueError for anything else."""
+    try:
+        called = _Constants().visit(ast.parse(code.strip(), mode="eval")).body
+        if not isinstance(called, ast.Call) or ast.unparse(called.func) != "tool_call" or called.args:
+            raise ValueError(t("tool_call(name=value, …) is expected, {text}", text=_excerpt(code, 0)))
+        values = [(word.arg, ast.literal_eval(word.value)) for word in called.keywords]
+        # **{…} has no name of its own and brings several
+        pairs = [pair for name, value in values for pair in ([(name, value)] if name else value.items())]
+        return json.loads(json.dumps(_no_duplicates(pairs), allow_nan=False))
+    except (SyntaxError, TypeError, AttributeError, RecursionError, MemoryError) as error:
+        raise ValueError(f"{type(error).__name__}, {_excerpt(code, 0)}") from None
+
+
 # --- writing ------------------------------------------------------------------------------------------------------
 
 
 def _hermes(call: Call) -> str:
     return "<tool_call>\n" + _dump({"name": call.name, "arguments": dict(call.arguments)}) + "\n</tool_call>"
+
+
+def _chatglm3(call: Call) -> str:
+    """Arguments by name, or as ``**{…}`` where a name is none in Python or another one (``ﬁ`` is read as ``fi``)."""
+    named = all(name.isidentifier() and name.isascii() and not iskeyword(name) for name in call.arguments)
+    words = ", ".join(f"{name}={_python(value)}" for name, value in call.arguments.items())
+    return f"{call.name}\n ```python\ntool_call({words if named else '**' + _dump(dict(call.arguments))})\n```"
+
+
+def _python(value: Any) -> str:
+    return repr(value) if value is None or isinstance(value, bool) else _dump(value)
 
 
 def _llama3(call: Call) -> str:
@@ -245,6 +300,7 @@ SYNTAXES: dict[str, Syntax] = {
         _read_mistral,
     ),
     "llama3": Syntax(('"parameters":', "<|python_tag|>"), lambda calls: "; ".join(map(_llama3, calls)), _read_llama3),
+    "chatglm3": Syntax(("tool_call(",), lambda calls: "<|assistant|>".join(map(_chatglm3, calls)), _read_chatglm3),
     "glm": Syntax(
         ("<|observation|>",),
         lambda calls: "<|assistant|>".join(f"{call.name}\n{_dump(dict(call.arguments))}" for call in calls),

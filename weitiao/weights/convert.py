@@ -3,7 +3,8 @@
     weitiao convert chatglm3-6b/ glm3/
     weitiao convert llama-2-7b/ llama2/                 # consolidated.*.pth, params.json, tokenizer.model
 
-ChatGLM2-6B and ChatGLM3-6B (config.json: chatglm with multi_query_group_num) become Glm, with q, k and v apart. Llama
+ChatGLM2-6B and ChatGLM3-6B (config.json: chatglm with multi_query_group_num) become Glm, with q, k and v apart, and get
+the chat template that they were trained with. Llama
 as first published (params.json beside consolidated.*.pth) becomes Llama, its parts joined, rotary pairs put as halves.
 
 One tensor is in memory at a time, and files of the result hold at most 2 GiB.
@@ -13,7 +14,9 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable, Mapping
+from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -48,6 +51,10 @@ def convert(source: str | Path, folder: str | Path) -> Path:
         (temporary / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         if (model := source / "tokenizer.model").is_file():  # first: what is wrong with it is said before the long part
             sentencepiece.convert(model, temporary, SPECIAL.get(config["model_type"], {}))
+        if config["model_type"] == "glm":
+            name = _chatglm_template(source)
+            shutil.copy(str(files("weitiao.weights") / name), temporary / "chat_template.jinja")
+            say("chat template: {name}", name=name.removesuffix(".jinja"))
         tensors.write(temporary, found)
     return folder
 
@@ -106,6 +113,15 @@ def _chatglm(folder: Path) -> tuple[dict[str, Any], Tensors]:
         "torch_dtype": old.get("torch_dtype", "float16"),
     }
     return config, _glm_tensors(folder, old["num_attention_heads"] * width, groups * width)
+
+
+def _chatglm_template(folder: Path) -> str:
+    """Which of the two wrote the folder: only ChatGLM3's tokenizer has tokens for roles. Its code is read, not run."""
+    code, settings = folder / "tokenization_chatglm.py", folder / "tokenizer_config.json"
+    texts = [file.read_text(encoding="utf-8", errors="replace") for file in (code, settings) if file.is_file()]
+    named = "chatglm2" in f"{folder.name} {read_json(folder / 'config.json').get('_name_or_path')}".lower()
+    second = not any("<|user|>" in text for text in texts) and (code.is_file() or named)
+    return "chatglm2.jinja" if second else "chatglm3.jinja"
 
 
 GLM_NAMES = (
@@ -223,9 +239,10 @@ LAYOUTS: tuple[tuple[Callable[[Path], bool], Callable[[Path], tuple[dict[str, An
     (_is_llama, _llama),
 )
 SPECIAL: dict[str, dict[str, Any]] = {
-    "glm": {"tokens": ("[MASK]", "[gMASK]", "[sMASK]", "sop", "eop", "<|system|>", "<|user|>", "<|assistant|>",
-                       "<|observation|>"), "pad": "<unk>", "eos": "</s>"},
-    "llama": {"pad": "<unk>", "bos": "<s>", "eos": "</s>"},
+    # ChatGLM's own names for <sop> and <eop> are sop and eop, which would cut philosophy in three
+    "glm": {"tokens": ("[MASK]", "[gMASK]", "[sMASK]", "<sop>", "<eop>", "<|system|>", "<|user|>", "<|assistant|>",
+                       "<|observation|>"), "prefix": ("[gMASK]", "<sop>"), "pad": "<unk>", "eos": "</s>"},
+    "llama": {"prefix": ("<s>",), "pad": "<unk>", "bos": "<s>", "eos": "</s>"},
 }  # fmt: skip
 
 

@@ -89,12 +89,16 @@ def _piece(data: bytes) -> tuple[str, float, int]:
 
 def convert(path: Path, folder: Path, special: Mapping[str, Any]) -> None:
     """Write tokenizer.json and tokenizer_config.json of the model at ``path``; ``special``: ``tokens`` that follow the
-    pieces, and the names of ``pad``, ``bos`` and ``eos``."""
+    pieces, the ``prefix`` of every text, and the names of ``pad``, ``bos`` and ``eos``."""
     from tokenizers import AddedToken
+    from tokenizers.processors import TemplateProcessing
 
     tokenizer = build(read(path))
     if tokens := special.get("tokens"):
         tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in tokens])
+    if prefix := special.get("prefix"):
+        ids = [(token, tokenizer.token_to_id(token)) for token in prefix]
+        tokenizer.post_processor = TemplateProcessing(single=[*prefix, "$A"], special_tokens=ids)
     tokenizer.save(str(folder / "tokenizer.json"))
     names = {f"{name}_token": special[name] for name in ("pad", "bos", "eos") if name in special}
     values = {"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "<unk>", **names}
