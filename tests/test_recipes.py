@@ -1,4 +1,5 @@
-"""Every shipped recipe says what it is for, loads, and dry-runs with what its header says it needs."""
+"""Every shipped recipe says what it is for, loads, and dry-runs with what its header says it needs; the large ones run
+whole at a tiny shape."""
 
 from __future__ import annotations
 
@@ -8,11 +9,14 @@ from pathlib import Path
 
 import pytest
 import yaml
+from tokenizers import Tokenizer
 
 from weitiao import cli
-from weitiao.recipe import load
+from weitiao.models import tiny
+from weitiao.recipe import load, run
 
 ROOT = Path(__file__).parent.parent
+CROSSWOZ = ROOT.parent / "shared" / "data" / "crosswoz"
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 HEADER = ("purpose", "command", "hardware", "memory")
 NEEDED = re.compile(r"([\w.]+)=(FILE|FOLDER)\b")
@@ -67,3 +71,53 @@ def test_what_it_needs_is_asked_for(recipe: Path, capsys: pytest.CaptureFixture[
 def test_every_recipe_is_in_the_table():
     table = (ROOT / "recipes" / "README.md").read_text(encoding="utf-8")
     assert not [path.name for path in RECIPES if f"({path.name})" not in table]
+
+
+@pytest.fixture
+def crosswoz(tmp_path: Path) -> Path:
+    """The first of CrossWOZ's dialogues and its whole database."""
+    if not CROSSWOZ.is_dir():
+        pytest.skip("CrossWOZ is not here")
+    folder = tmp_path / "crosswoz"
+    folder.mkdir()
+    for part, count in (("train", 8), ("validation", 2)):
+        name = f"hotel_dialogues.{part}.jsonl"
+        lines = (CROSSWOZ / name).read_text(encoding="utf-8").splitlines(keepends=True)
+        (folder / name).write_text("".join(lines[:count]), encoding="utf-8")
+    (folder / "hotel_db.json").write_bytes((CROSSWOZ / "hotel_db.json").read_bytes())
+    return folder
+
+
+SMALL = ["data.validation=null", "data.max_length=auto", "data.allow_truncated=1", "train.batch_size=4"]
+
+
+@pytest.mark.parametrize(
+    ("name", "family", "words"),
+    [
+        ("hotel-llama2", "llama", ["method.rank=2"]),
+        ("hotel-chatglm3", "glm", ["method.tokens=4"]),
+    ],
+)
+def test_the_large_ones_run_whole_at_a_tiny_shape(
+    name: str, family: str, words: list[str], crosswoz: Path, tmp_path: Path
+):
+    base = tiny.make(family, tmp_path / "base")
+    words = [*words, *SMALL, f"model.path={base}", f"data.folder={crosswoz}", "evaluate.max_new_tokens=4"]
+    recipe, tree = load(ROOT / "recipes" / f"{name}.yaml", [*words, f"output={tmp_path / 'run'}"])
+    result = run(recipe, tree=tree)
+    assert result.fit.steps > 0 and (result.run.path / "adapter" / "adapter_config.json").is_file()
+    assert result.figures and (result.run.path / "predictions.jsonl").read_text()
+
+
+def test_gpt2_is_made_from_text_alone(tmp_path: Path):
+    text = tmp_path / "text.txt"
+    text.write_text("\n\n".join(tiny.SENTENCES * 40), encoding="utf-8")
+    small = ["n_layer=2", "n_embd=64", "n_head=2", "n_positions=64"]
+    words = [f"model.config.{word}" for word in small]
+    words += ["model.tokenizer.vocab_size=400", "data.max_length=64", "train.batch_size=8", "train.learning_rate=1e-2"]
+    words += [f"data.train={text}", f"output={tmp_path / 'run'}", "train.warmup_steps=0"]
+    recipe, tree = load(ROOT / "recipes" / "gpt2-pretrain.yaml", words)
+    result = run(recipe, tree=tree)
+    losses = [line["loss"] for line in result.run.metrics() if "loss" in line]
+    assert losses[-1] < 0.7 * losses[0]
+    assert Tokenizer.from_file(str(result.run.path / "model" / "tokenizer.json")).get_vocab_size() <= 400

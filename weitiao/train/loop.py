@@ -185,10 +185,11 @@ class Trainer:
     def backward(self, batches: Sequence[Sequence[Example]], trained_tokens: int) -> torch.Tensor:
         """Add the step's gradient, micro-batch by micro-batch; returns its loss."""
         total = torch.zeros((), device=self.device)
-        for examples in batches:
-            loss = self.loss(examples) / trained_tokens
-            loss.backward()
-            total += loss.detach()
+        with self.method.training(self.model):
+            for examples in batches:
+                loss = self.loss(examples) / trained_tokens
+                loss.backward()
+                total += loss.detach()
         penalty = self.method.penalty(self.model)
         if isinstance(penalty, torch.Tensor):
             penalty.backward()
@@ -198,7 +199,7 @@ class Trainer:
     def loss(self, examples: Sequence[Example]) -> torch.Tensor:
         """The task's summed loss over one micro-batch."""
         batch = collate(examples, self.pad_id, positions(self.model)).to(self.device)
-        with computing(self.model), self.method.training(self.model):
+        with computing(self.model):
             return self.task.total(self.model, batch)
 
     # ---- validation ------------------------------------------------------------------------------------------------
@@ -213,7 +214,7 @@ class Trainer:
             return False
         started = time.perf_counter()
         self.pending = True
-        with evaluating(self.model), self.method.training(self.model):
+        with evaluating(self.model):
             measures = self.validation_loss(stop)
             for evaluator in self.evaluators.values():
                 if not stop.asked:
@@ -233,11 +234,12 @@ class Trainer:
             return {}
         total, bound = torch.zeros((), dtype=torch.float64), self.course.micro_batch_tokens
         lengths = [len(example) for example in self.validation]
-        for batches in plan_epoch(lengths, 64, bound, 0, 0):
-            for rows in batches:
-                if stop.asked:
-                    return {}
-                total += self.loss([self.validation[row] for row in rows]).cpu()
+        with self.method.training(self.model):
+            for batches in plan_epoch(lengths, 64, bound, 0, 0):
+                for rows in batches:
+                    if stop.asked:
+                        return {}
+                    total += self.loss([self.validation[row] for row in rows]).cpu()
         loss = total.item() / max(sum(example.trained_tokens for example in self.validation), 1)
         return {"loss": loss}
 
