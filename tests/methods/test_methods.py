@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,9 @@ from weitiao.errors import InputError
 from weitiao.methods.adapters import short_names
 from weitiao.methods.base import trainable
 from weitiao.methods.freeze import matched
-from weitiao.methods.io import open_model, save
+from weitiao.methods.io import RECORD, open_model, save
 from weitiao.models import modules, shape, tiny
-from weitiao.models.load import load_tokenizer
+from weitiao.models.load import ModelOptions, load, load_tokenizer
 from weitiao.train.logps import token_logps
 
 METHODS = {
@@ -39,6 +40,10 @@ METHODS = {
     "adapter parallel": {"name": "adapter", "size": 4, "style": "parallel"},
     "peft ia3": {"name": "peft", "kind": "IA3"},
     "peft vera": {"name": "peft", "kind": "VERA", "config": {"r": 2}},
+}
+WIDE = {
+    **{"model_type": "llama", "hidden_size": 96, "intermediate_size": 128, "num_hidden_layers": 2},
+    **{"num_attention_heads": 4, "num_key_value_heads": 2},
 }
 matrix = pytest.mark.parametrize("values", METHODS.values(), ids=METHODS)
 every_family = pytest.mark.parametrize("family", list(tiny.FAMILIES))
@@ -192,3 +197,22 @@ def test_renderer_travels(tmp_path, folder):
     again = load_tokenizer(tmp_path / "adapter")
     assert again.encode("您好 hello") == tokenizer.encode("您好 hello")
     assert Renderer.of(again).template == renderer.template
+
+
+@pytest.mark.parametrize("values", [METHODS["lora"], METHODS["prefix"], METHODS["adapter"]], ids=lambda v: v["name"])
+def test_an_adapter_of_another_base_is_refused(tmp_path: Path, values: dict):
+    """Other weights are found out by their fingerprint, another shape by its tensors; both bases are named."""
+    base = tiny.make("llama", tmp_path / "base")
+    opened, method = open_model(base), method_of(values)
+    save(method.attach(opened.model), method, opened.tokenizer, opened.renderer, tmp_path / "adapter", str(base))
+    open_model(tmp_path / "adapter")
+    tiny.make("llama", base, seed=1)
+    with pytest.raises(InputError, match=f"tuned on {base.resolve()} when its weights were others"):
+        open_model(tmp_path / "adapter")
+    record = json.loads((tmp_path / "adapter" / RECORD).read_text())
+    del record["base_fingerprint"]
+    (tmp_path / "adapter" / RECORD).write_text(json.dumps(record))
+    open_model(tmp_path / "adapter")
+    load(ModelOptions(config=WIDE), tokenizer=opened.tokenizer).save_pretrained(base)
+    with pytest.raises(InputError, match=f"made for {base.resolve()} and does not fit"):
+        open_model(tmp_path / "adapter")

@@ -6,10 +6,13 @@ import pytest
 import torch
 from torch import nn
 
+from weitiao.generate.engine import generate
+from weitiao.generate.sample import SampleOptions
 from weitiao.models import tiny
 from weitiao.models.quantized import (
     BLOCK,
     QuantizedLinear,
+    codes_only,
     decode_scales,
     dequantize,
     dynamic_map,
@@ -18,6 +21,7 @@ from weitiao.models.quantized import (
     levels,
     linear_bytes,
     quantize,
+    quantized,
 )
 
 SIZES = [(64, 64), (48, 40), (7, 6), (256, 192)]
@@ -101,3 +105,25 @@ def test_gradients_pass_through(kind, double):
     for module, x in zip((quantised, plain), inputs, strict=True):
         module(x).square().sum().backward()
     torch.testing.assert_close(inputs[0].grad, inputs[1].grad)
+
+
+def test_generating_keeps_the_weights_spread_out_until_training(monkeypatch: pytest.MonkeyPatch, capsys):
+    """The answers are those of the codes; training and a run's own evaluation hold codes alone."""
+    model = quantize(tiny.make("llama"), "nf4")
+    prompts, options = [[5, 6, 7], [8, 9]], SampleOptions(max_new_tokens=8)
+
+    def answers() -> list[list[int]]:
+        return [done.ids for done in generate(model, prompts, options, stop_ids=[], pad_id=0)]
+
+    with codes_only(model):
+        wanted = answers()
+        assert not any(layer.plain is not None for layer in quantized(model))
+    assert answers() == wanted
+    assert all(layer.plain is not None for layer in quantized(model))
+    model.train()
+    assert not any(layer.plain is not None for layer in quantized(model))
+    model.eval()
+    monkeypatch.setattr("weitiao.models.quantized.RESERVE_BYTES", 1 << 60)
+    assert answers() == wanted == answers()
+    assert not any(layer.plain is not None for layer in quantized(model))
+    assert capsys.readouterr().err.count("weitiao merge") == 1

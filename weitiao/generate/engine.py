@@ -24,6 +24,7 @@ from weitiao.generate.detokenize import Detokenizer, decode
 from weitiao.generate.sample import SampleOptions, Sampler
 from weitiao.methods.base import compute_dtype, computing
 from weitiao.methods.virtual import leading
+from weitiao.models.quantized import keep_plain
 
 SHARED_PREFIX_TOKENS = 16  # a shorter common prefix is not worth a forward pass of its own
 SPARE_TOKENS = 128  # room that a cache buffer has ahead, so that most steps copy one token and not the whole past
@@ -62,6 +63,7 @@ def generate(
     check_prompts(model, prompts)
     if options.stop and tokenizer is None:
         raise InputError(t("stop texts need a tokenizer"))
+    keep_plain(model, compute_dtype(model))
     done: dict[int, Completion] = {}
 
     def finish(row: int, completion: Completion) -> None:
@@ -124,6 +126,7 @@ def stream(
     """
     options = options or SampleOptions()
     check_prompts(model, [prompt])
+    keep_plain(model, compute_dtype(model))
     batch = Batch(model, [prompt], options, pad_id=0, rows=[0])
     answer = Answer(tokenizer, options, batch.limits[0], incremental=True)
     while answer.finish is None:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from weitiao.errors import InputError, t
+from weitiao.methods.adapters import misfit
 from weitiao.methods.base import Method, train_only
 
 if TYPE_CHECKING:
@@ -97,8 +98,7 @@ class Adapter(Method):
         wanted = {name: tensor.shape for name, tensor in own.items()}
         found = {name: tensor.shape for name, tensor in state.items()}
         if wrong := sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name)):
-            message = "{path}: the adapter does not fit its base: {count} tensors differ, {name} first"
-            raise InputError(t(message, path=folder, count=len(wrong), name=wrong[0]))
+            raise misfit(folder, read_config(folder).get("base_model_name_or_path"), model, wrong)
         for name, tensor in own.items():
             tensor.copy_(state[name])
         return attached

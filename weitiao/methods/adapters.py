@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -84,7 +85,7 @@ def load(model: Any, folder: Path, *kinds: str, name: str = ADAPTER) -> nn.Modul
     from peft import PeftModel, get_peft_model_state_dict
     from safetensors import safe_open
 
-    read_config(folder, *kinds)
+    base = read_config(folder, *kinds).get("base_model_name_or_path")
     try:
         with _without_warnings():
             if isinstance(model, PeftModel):
@@ -93,14 +94,21 @@ def load(model: Any, folder: Path, *kinds: str, name: str = ADAPTER) -> nn.Modul
             else:
                 tuned = PeftModel.from_pretrained(model, str(folder), name, is_trainable=True)
     except (ValueError, RuntimeError, KeyError, TypeError) as error:
+        if wrong := re.findall(r"size mismatch for (\S+):", str(error)):
+            raise misfit(folder, base, model, wrong) from None
         raise InputError(t("{path}: {reason}", path=folder, reason=" ".join(str(error).split()))) from error
     with safe_open(folder / WEIGHTS, framework="pt") as file:
         written = set(file.keys())
     state = get_peft_model_state_dict(tuned, adapter_name=name, save_embedding_layers=False)
     if wrong := sorted(written ^ state.keys()):
-        message = "{path}: the adapter does not fit its base: {count} tensors differ, {name} first"
-        raise InputError(t(message, path=folder, count=len(wrong), name=wrong[0]))
+        raise misfit(folder, base, model, wrong)
     return _float32(tuned)
+
+
+def misfit(folder: Path, base: object, model: Any, wrong: Sequence[str]) -> InputError:
+    """What to say where the tensors ``wrong`` of an adapter made for ``base`` are not those that ``model`` takes."""
+    message = "{path}: the adapter was made for {base} and does not fit {model}: {count} tensors differ, {name} first"
+    return InputError(t(message, path=folder, base=base, model=model.name_or_path, count=len(wrong), name=wrong[0]))
 
 
 def merge(model: Any) -> nn.Module:

@@ -25,7 +25,7 @@ from weitiao.methods.base import Method, trainable
 from weitiao.models import heads, shape
 from weitiao.models.load import DEFAULT_MODEL, ModelOptions, load, load_tokenizer
 from weitiao.runs import Run, is_run
-from weitiao.weights import fetch
+from weitiao.weights import fetch, inspect
 from weitiao.weights.folders import problems, whole
 
 if TYPE_CHECKING:
@@ -67,6 +67,8 @@ def save(
         record = {"base": base, "method": method.model_dump(mode="json"), "quantized": kind_of(model)}
         if head := heads.of(model.config):
             record["head"] = asdict(head)
+        if base and method.saves == "adapter":
+            record["base_fingerprint"] = inspect.fingerprint(fetch.resolve(base))
         (temporary / RECORD).write_text(json.dumps(record, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
     return folder
 
@@ -109,6 +111,7 @@ def open_several(paths: Mapping[str, str | Path], dtype: Dtype = "auto") -> Tune
     (first, start), *others = folders.items()
     base, base_folder = base_of(start)
     for folder in folders.values():
+        _check_base(folder, base, base_folder)
         if base_of(folder)[1] != base_folder:
             message = "{path}: made for the base {other}, the first one for {base}; adapters are summed on one base"
             raise InputError(t(message, path=folder, other=base_of(folder)[0], base=base))
@@ -119,6 +122,18 @@ def open_several(paths: Mapping[str, str | Path], dtype: Dtype = "auto") -> Tune
         adapters.load(model, folder, "LORA", name=name)
     adapters.use(model, {first: 1.0})
     return _tuned(model, start if (start / "tokenizer.json").is_file() else base_folder, method, base)
+
+
+def _check_base(folder: Path, base: str, base_folder: Path) -> None:
+    """InputError if the weights of an adapter's base are not those that it was tuned on."""
+    then = _record(folder).get("base_fingerprint")
+    if then and then != (now := inspect.fingerprint(base_folder)):
+        message = (
+            "{path}: tuned on {base} when its weights were others (fingerprint {then}); {folder} holds {now}, on which "
+            "the adapter means nothing. Give it its own base, or, if only the files differ, remove base_fingerprint "
+            "from {file}"
+        )
+        raise InputError(t(message, path=folder, base=base, then=then, folder=base_folder, now=now, file=RECORD))
 
 
 def _options(path: str, dtype: Dtype, quantized: Mapping[str, Any] | None = None) -> ModelOptions:
@@ -139,6 +154,7 @@ def _open_adapter(folder: Path, dtype: Dtype) -> Tuned:
     base, base_folder = base_of(folder)
     method = _recorded(folder) or of(folder)
     record = _record(folder)
+    _check_base(folder, base, base_folder)
     held = load(_options(str(base_folder), dtype, record.get("quantized")), head=heads.described(record.get("head")))
     model = method.load(held, folder)
     return _tuned(model, folder if (folder / "tokenizer.json").is_file() else base_folder, method, base)

@@ -21,7 +21,7 @@ from transformers import Cache, DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from weitiao.errors import InputError, t
-from weitiao.methods.adapters import CONFIG, WEIGHTS, read_config, task_of
+from weitiao.methods.adapters import WEIGHTS, read_config, task_of
 from weitiao.methods.base import train_only
 from weitiao.models import modules
 
@@ -267,8 +267,11 @@ def load(model: Any, folder: Path, kind: str, prefix: bool = False) -> nn.Module
     blocks = len(modules.blocks(model))
     wanted = 2 * blocks * heads * width if prefix else modules.embedding(model).embedding_dim
     if vectors.ndim != 2 or vectors.shape[1] != wanted or len(vectors) != values["num_virtual_tokens"]:
-        message = "{path}: {found} numbers a virtual token do not fit its base, which takes {wanted}"
-        raise InputError(t(message, path=folder / CONFIG, found=vectors.shape[-1], wanted=wanted))
+        message = (
+            "{path}: the adapter was made for {base} and does not fit {model}: {found} numbers a token, not {wanted}"
+        )
+        base, found = values.get("base_model_name_or_path"), vectors.shape[-1]
+        raise InputError(t(message, path=folder, base=base, model=model.name_or_path, found=found, wanted=wanted))
     attached = attach(model, Vectors(vectors), prefix)
     for name, tensor in modules.head_tensors(model).items():
         if (found := tensors.get(BASE + name)) is None or found.shape != tensor.shape:

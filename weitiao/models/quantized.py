@@ -10,7 +10,8 @@ are those of bitsandbytes, bit for bit.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any, Literal
 
@@ -18,12 +19,14 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from weitiao.errors import InputError, t
+from weitiao import machine
+from weitiao.errors import InputError, say, t
 from weitiao.models import modules
 
 Kind = Literal["nf4", "int8"]
 BLOCK = 64  # weights that share a scale
 FLOAT_BYTES = 4
+RESERVE_BYTES = 1 << 30  # memory that is left free when weights are spread out
 SCALES_BLOCK = 256  # scales that share a scale of their own
 # Quantiles of a normal distribution with an exact zero: table NF4 of the paper's appendix E.
 LEVELS = (
@@ -88,6 +91,10 @@ class QuantizedLinear(nn.Linear):
     """A frozen linear that keeps codes. ``weight`` is what they stand for, computed anew whenever it is asked for, and
     no parameter; ``bias`` stays as it was."""
 
+    plain: Tensor | None = None  # the weight spread out, while it is kept
+    lean = False  # it may not be kept
+    said = False  # that memory does not suffice to keep it
+
     def __init__(self, linear: nn.Linear | Conv1D, kind: Kind, double: bool = False):
         nn.Module.__init__(self)
         self.in_features, self.out_features = modules.in_out(linear)
@@ -131,7 +138,16 @@ class QuantizedLinear(nn.Linear):
         """[..., in] to [..., out], in the input's dtype or autocast's."""
         device = input.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else input.dtype
+        plain = self.plain
+        if plain is not None and plain.dtype == dtype and plain.device == input.device and not torch.is_grad_enabled():
+            with torch.autocast(device, enabled=False):
+                return nn.functional.linear(input.to(dtype), plain, None if self.bias is None else self.bias.to(dtype))
         return _Product.apply(input.to(dtype), self)  # type: ignore[return-value]
+
+    def train(self, mode: bool = True) -> QuantizedLinear:
+        """Training needs the memory: codes alone."""
+        self.plain = None if mode else self.plain
+        return super().train(mode)
 
     def bytes(self) -> int:
         """What the codes and their scales take."""
@@ -179,6 +195,47 @@ def quantize(model: nn.Module, kind: Kind, double: bool = False, training: Colle
         if not isinstance(linear, QuantizedLinear):
             _replace(model, name, QuantizedLinear(linear, kind, double))
     return model
+
+
+def keep_plain(model: nn.Module, dtype: torch.dtype) -> None:
+    """Spread the weights out once, for generating: token by token it would be done for every one of them. Not where
+    memory does not suffice, which is said, and not inside :func:`codes_only`. ``train()`` forgets them."""
+    layers = [layer for layer in quantized(model) if layer.plain is None]
+    if not layers or layers[0].lean:
+        return
+    needed = sum(layer.in_features * layer.out_features for layer in layers) * dtype.itemsize
+    device = next(layers[0].buffers()).device
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else machine.memory().available_bytes
+    if needed + RESERVE_BYTES > free:
+        if not layers[0].said:
+            message = (
+                "generating from codes, which are spread out anew for every token: {needed:.1f} GiB of memory would "
+                "keep them, {free:.1f} are free; weitiao merge makes a model that is fast"
+            )
+            say(message, needed=needed / 2**30, free=free / 2**30)
+        layers[0].said = True
+        return
+    with torch.no_grad():
+        for layer in layers:
+            layer.plain = layer.spread(dtype)
+
+
+@contextmanager
+def codes_only(model: nn.Module) -> Iterator[None]:
+    """Inside, no weight is kept spread out: a run takes no more memory than its plan says."""
+    layers = quantized(model)
+    for layer in layers:
+        layer.lean, layer.plain = True, None
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.lean = False
+
+
+def quantized(model: nn.Module) -> list[QuantizedLinear]:
+    """The linears that are codes."""
+    return [module for module in model.modules() if isinstance(module, QuantizedLinear)]
 
 
 def dequantize(model: nn.Module, dtype: torch.dtype = torch.float32) -> nn.Module:

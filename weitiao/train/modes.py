@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from weitiao.methods.base import computing
+from weitiao.models.quantized import codes_only
 from weitiao.train import checkpoint
 
 
@@ -25,7 +26,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     training, before = model.training, checkpoint.random_state()
     model.eval()
     try:
-        with torch.no_grad(), computing(model):
+        with torch.no_grad(), computing(model), codes_only(model):
             yield
     finally:
         model.train(training)
