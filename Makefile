@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test matrix lint base clean FORCE
+.PHONY: help setup demo test matrix check-elsewhere lint base clean FORCE
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -24,6 +24,11 @@ test: setup ## every test, on a CPU, offline
 
 matrix: setup ## every method on every model family and kind of base (an hour)
 	WEITIAO_MATRIX=1 $(BIN)/python -m pytest tests/methods
+
+check-elsewhere: setup ## adapters saved here, loaded by PEFT in another environment (OTHER=its/bin/python): the same logits?
+	rm -rf runs/elsewhere
+	$(BIN)/python -m tests.methods.elsewhere write runs/elsewhere
+	$(OTHER) tests/methods/elsewhere.py read runs/elsewhere
 
 lint: setup ## ruff and pyright
 	$(BIN)/ruff check .
