@@ -1,7 +1,7 @@
 """Adapters that weitiao saved, loaded by PEFT in another environment, without weitiao: the same logits?
 
-    python -m tests.methods.elsewhere write FOLDER              # here: tunes a little by each of PEFT's methods, and saves
-    its/bin/python tests/methods/elsewhere.py read FOLDER       # there: any versions of transformers and peft
+    python -m tests.methods.elsewhere write FOLDER           # here: tunes a little by each of PEFT's methods
+    its/bin/python tests/methods/elsewhere.py read FOLDER    # there: any versions of transformers and peft
 
 ``make check-elsewhere OTHER=its/bin/python`` does both.
 """
