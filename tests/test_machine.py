@@ -1,6 +1,7 @@
 """The machine: limits of containers, what is fast, what clashes, and the verb that says it."""
 
 import json
+import os
 
 import pytest
 
@@ -88,6 +89,17 @@ def test_here(tmp_path):
     usable = machine.memory()
     assert 0 < usable.available_bytes <= usable.total_bytes
     assert machine.disk(tmp_path / "not" / "yet").free_bytes > 0
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Linux's table of mounts")
+@pytest.mark.parametrize("kind", ["tmpfs", "ext4"])
+def test_a_folder_in_memory_is_known(tmp_path, kind):
+    device = tmp_path.stat().st_dev
+    other = "0:5 / /proc rw - proc proc rw"
+    own = f"{os.major(device)}:{os.minor(device)} / /x rw,nosuid shared:2 - {kind} {kind} rw"
+    (tmp_path / "mounts").write_text(f"21 1 {other}\n22 1 {own}\n")
+    assert machine.in_memory(tmp_path / "not" / "yet", tmp_path / "mounts") == (kind == "tmpfs")
+    assert not machine.in_memory(tmp_path, tmp_path / "absent")
     assert 1 <= machine.cpu().cores <= machine.cpu().cores_total and machine.cpu().name
     assert bool(machine.gpus()) == (machine.why_no_gpu() == "")
     environment = machine.environment()

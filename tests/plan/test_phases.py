@@ -8,15 +8,17 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from weitiao.data.batch import Example
 from weitiao.methods import METHODS
+from weitiao.methods.base import trainable
 from weitiao.models import shape, tiny
 from weitiao.plan import report
-from weitiao.plan.phases import BESIDE_BYTES, Facts, Plan, plan, recomputes
+from weitiao.plan.phases import BESIDE_BYTES, Facts, Plan, plan, recomputes, trained_tensors
 from weitiao.runs import Run
 from weitiao.train import memory
 from weitiao.train.loop import fit
@@ -130,6 +132,34 @@ def test_on_a_gpu_the_tensors_are_there_and_no_time_is_promised():
     assert "GPU memory" in report.text(made)
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "adamw8bit", "sgd", "lion", "muon"])
+def test_paged_state_moves_from_memory_to_disk(optimizer: str):
+    plain, paged = (planned("full", optimizer=optimizer, paged_optimizer=paged) for paged in (False, True))
+    moments = plain.parts["optimizer"]
+    assert paged.paged_bytes == moments > 0 == paged.parts["optimizer"] == plain.paged_bytes
+    assert paged.disk_bytes == plain.disk_bytes + moments
+    before, after = ({phase.name: phase.host_peak_bytes for phase in made.phases} for made in (plain, paged))
+    assert after["evaluate"] == before["evaluate"] - moments
+    assert before["train"] - moments <= after["train"] < before["train"]
+    assert "in a file of the run folder" in report.text(paged) and "run folder" not in report.text(plain)
+
+
+@pytest.mark.parametrize("values", [{"name": "lora", "rank": 8}, {"name": "full"}, {"name": "prefix_tuning"}], ids=str)
+def test_no_tensor_that_trains_is_larger_than_planned(values: dict[str, Any]):
+    model = tiny.make("llama")
+    found, method = shape.read(model.config), METHODS[values["name"]].model_validate(values)
+    largest = max(parameter.numel() for parameter in trainable(method.attach(model)).values())
+    assert max(count for count, _ in trained_tensors(found, method)) == largest
+
+
+def test_paged_state_of_a_gpu_is_in_the_host_s_memory():
+    facts = dataclasses.replace(FACTS, device="cuda", gpu_available_bytes=GIB)
+    plain, paged = (planned("full", facts=facts, paged_optimizer=paged) for paged in (False, True))
+    assert paged.host_peak_bytes == plain.host_peak_bytes + paged.paged_bytes
+    assert paged.gpu_peak_bytes < plain.gpu_peak_bytes and paged.disk_bytes == plain.disk_bytes
+    assert "in the host's memory" in report.text(paged)
+
+
 @pytest.mark.parametrize("more", [-2, 2])
 def test_recomputation_is_decided_as_the_loop_decides_it(more: int, monkeypatch: pytest.MonkeyPatch):
     model = tiny.make("llama")
@@ -160,12 +190,13 @@ from weitiao.train.loop import fit
 from weitiao.train.options import TrainOptions
 from weitiao.train.tasks import TaskOptions
 
-folder, name, run = sys.argv[1:]
+folder, name, run, paged = sys.argv[1:]
 torch.set_num_threads(1)
 random = np.random.default_rng(0)
 lengths = random.integers(150, 257, 16)
 rows = [Example(random.integers(5, 300, n).astype(np.int32), np.arange(n) > n // 2, str(n)) for n in lengths]
-options = TrainOptions(epochs=1, batch_size=8, micro_batch_tokens=1024, evaluate_every="none", best=None)
+options = {"epochs": 1, "batch_size": 8, "micro_batch_tokens": 1024, "evaluate_every": "none", "best": None}
+options = TrainOptions(**options, paged_optimizer=paged == "paged")
 found, method, task = shape.read(folder), METHODS[name](), TaskOptions().build()
 model = load.load(load.ModelOptions(path=folder, dtype="float32"))
 facts = phases.Facts(phases.resident_bytes(), 1 << 40, 1 << 40, 50.0, 1e10)
@@ -178,14 +209,14 @@ print(json.dumps([planned.host_peak_bytes, fact.peak_bytes()]))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator is set for this test")
-@pytest.mark.parametrize("name", ["lora", "full"])
-def test_a_real_process_takes_what_was_planned(name: str, tmp_path: Path):
+@pytest.mark.parametrize(("name", "paged"), [("lora", ""), ("full", ""), ("full", "paged")])
+def test_a_real_process_takes_what_was_planned(name: str, paged: str, tmp_path: Path):
     """With an allocator that returns what is freed, planned and measured peak differ by a few per cent."""
     sizes = {"hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 5, "vocab_size": 6000}
     folder = tiny.make("llama", tmp_path / "model", **sizes)
     settled = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, "-c", REAL, str(folder), name, str(tmp_path / "run")],
+        [sys.executable, "-c", REAL, str(folder), name, str(tmp_path / "run"), paged],
         env=os.environ | settled,
         capture_output=True,
         text=True,

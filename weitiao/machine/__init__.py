@@ -6,7 +6,20 @@ machine.clashes()                       # installed packages that are known not 
 """
 
 from weitiao.machine.env import environment
-from weitiao.machine.hardware import Cpu, Disk, Gpu, Memory, cpu, device, disk, gpus, memory, usable_cores, why_no_gpu
+from weitiao.machine.hardware import (
+    Cpu,
+    Disk,
+    Gpu,
+    Memory,
+    cpu,
+    device,
+    disk,
+    gpus,
+    in_memory,
+    memory,
+    usable_cores,
+    why_no_gpu,
+)
 from weitiao.machine.packages import Clash, clashes, versions
 from weitiao.machine.speed import DTYPES, bandwidth, best_dtype, gemm_gflops
 
@@ -26,6 +39,7 @@ __all__ = [
     "environment",
     "gemm_gflops",
     "gpus",
+    "in_memory",
     "memory",
     "usable_cores",
     "versions",

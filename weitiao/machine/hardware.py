@@ -189,11 +189,24 @@ def _stat(folder: Path, *keys: str) -> int:
 
 def disk(path: str | Path = ".") -> Disk:
     """The file system that holds ``path``, or will hold it once it exists."""
-    place = Path(path).absolute()
-    while not place.exists():
-        place = place.parent
-    usage = shutil.disk_usage(place)
+    usage = shutil.disk_usage(_there(path))
     return Disk(str(path), usage.total, usage.free)
+
+
+def in_memory(path: str | Path, mounts: Path = Path("/proc/self/mountinfo")) -> bool:
+    """Whether the file system of ``path`` is itself memory (tmpfs), as far as Linux tells."""
+    if not mounts.is_file():
+        return False
+    device = _there(path).stat().st_dev
+    own = f"{os.major(device)}:{os.minor(device)}"
+    lines = (line.partition(" - ") for line in mounts.read_text(errors="replace").splitlines())
+    return any(where.split()[2] == own and what.split()[0] in ("tmpfs", "ramfs") for where, _, what in lines)
+
+
+def _there(path: str | Path) -> Path:
+    """``path``, or the nearest folder above it that exists."""
+    place = Path(path).absolute()
+    return next(folder for folder in (place, *place.parents) if folder.exists())
 
 
 # ---- GPUs ------------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from weitiao import config
+from weitiao import config, machine
 from weitiao.data import crosswoz
 from weitiao.data.sources import GENERATE, DataOptions
 from weitiao.data.tokenizer import TokenizerOptions
@@ -94,6 +94,9 @@ def contradictions(recipe: Sections, measured: bool) -> Iterator[tuple[str, str]
             config.build(TokenizerOptions, recipe.model.tokenizer)
         except InputError as error:
             yield from (("model.tokenizer", problem) for problem in error.problems)
+    if recipe.train.paged_optimizer and machine.device() == "cpu" and machine.in_memory(recipe.output):
+        message = "{path} lies in memory (tmpfs), where a file frees none; take an output on a disk"
+        yield "train.paged_optimizer", t(message, path=recipe.output)
     measured = measured or (recipe.task.name == "classify" and recipe.train.best in LABEL_MEASURES)
     if recipe.train.best not in (None, "loss") and not measured:
         yield "train.best", t("nothing measures {name}; take loss or null", name=recipe.train.best)

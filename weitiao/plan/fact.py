@@ -27,7 +27,8 @@ SHOWN_VALIDATIONS = 50
 
 
 def peak_bytes() -> int | None:
-    """The highest resident size of this process so far; None where the system does not tell (Windows)."""
+    """The highest resident size of this process so far; None where the system does not tell (Windows). Mapped files
+    count as far as they are resident; those of paged state are so for one parameter at a time."""
     status = Path("/proc/self/status")
     if status.is_file():  # getrusage would count the process that started this one, if that was larger
         found = re.search(r"^VmHWM:\s+(\d+) kB", status.read_text(), re.M)
@@ -54,7 +55,7 @@ def report(recipe: Sections, run: Run, ready: Prepared, done: Fit, figures: Mapp
     compared = [
         [t("peak memory"), size(plan.host_peak_bytes), "–" if peak is None else size(peak)],
         [t("time"), "–" if planned is None else duration(planned), duration(took)],
-        [t("disk"), size(plan.disk_bytes), size(disk_bytes(run))],
+        [t("disk"), size(plan.disk_bytes), size(disk_bytes(run) + (done.paged_bytes if plan.device == "cpu" else 0))],
     ]
     parts = [
         f"# {run.path.absolute().name}\n",

@@ -11,6 +11,7 @@ matrix products at the machine's measured rate, plus memory traffic and the cost
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -23,8 +24,9 @@ from weitiao.models.shape import Shape
 from weitiao.plan import activations, speed
 from weitiao.plan.activations import Tape
 from weitiao.plan.speed import trained_linears
+from weitiao.train.checkpoint import SHARD_BYTES
 from weitiao.train.course import Course
-from weitiao.train.optim import state_bytes
+from weitiao.train.optim import state_bytes, step_bytes
 from weitiao.train.options import TrainOptions
 from weitiao.train.tasks import Task
 
@@ -77,6 +79,7 @@ class Plan:
     available_bytes: int
     free_disk_bytes: int
     fits: bool
+    paged_bytes: int = 0  # optimiser state in a file while it trains; on a GPU, in the host's memory
     parts: dict[str, int] = field(default_factory=dict)
 
     @property
@@ -91,7 +94,7 @@ class Plan:
 
     @property
     def disk_bytes(self) -> int:
-        """Everything that the run writes and keeps."""
+        """Everything that the run writes, the file of paged state with it."""
         return sum(phase.disk_bytes for phase in self.phases)
 
     @property
@@ -131,20 +134,39 @@ def resident_bytes() -> int:
 
 @dataclass(frozen=True)
 class Held:
-    """Bytes that stay from step to step, exactly."""
+    """Bytes that stay from step to step, exactly: ``paged`` are those of ``moments`` that lie elsewhere. ``window``
+    is what the optimiser's step needs on top of them."""
 
     weights: int
     gradients: int
     moments: int
+    paged: int
+    window: int
 
     @classmethod
-    def of(cls, shape: Shape, method: Method, dtype: str, optimizer: str = "adamw", saved: int = 0) -> Held:
+    def of(cls, shape: Shape, method: Method, dtype: str, options: TrainOptions, saved: int = 0) -> Held:
         """Frozen weights in ``dtype``, less the ``saved`` bytes of quantised ones; what trains in float32."""
         trained = method.count(shape)
         frozen = shape.parameters - (0 if method.adds else trained)
         linear = sum(rows * columns for rows, columns in trained_linears(shape, method))
-        moments = state_bytes(optimizer, trained, linear)
-        return cls(frozen * ITEM_BYTES[dtype] - saved + 4 * trained, 4 * trained, moments)
+        moments = state_bytes(options.optimizer, trained, linear)
+        paged = options.paged_optimizer
+        window = max(step_bytes(options.optimizer, *one, paged) for one in trained_tensors(shape, method))
+        weights = frozen * ITEM_BYTES[dtype] - saved + 4 * trained
+        return cls(weights, 4 * trained, moments, moments if paged else 0, window)
+
+
+def trained_tensors(shape: Shape, method: Method) -> list[tuple[int, bool]]:
+    """Numbers of each tensor that trains and whether it is the weight of a linear. Where a method adds tensors of its
+    own it is one, at least as large as any of them."""
+    linears = {f"{linear.name}.weight" for linear in shape.linears}
+    if names := method.base_names(shape):
+        return [(math.prod(shape.tensors[name]), name in linears) for name in names]
+    most = min(method.count(shape), max(map(math.prod, shape.tensors.values())))
+    ranks = [getattr(method, "rank", 0), *getattr(method, "rank_pattern", {}).values()]
+    if any(ranks) and not getattr(method, "modules_to_save", ()):
+        most = min(most, max(ranks) * max(max(linear.inputs, linear.outputs) for linear in shape.linears))
+    return [(most, True)]
 
 
 @dataclass(frozen=True)
@@ -179,21 +201,21 @@ def plan(
     new model), which are mapped while they are loaded; ``saved_bytes`` what quantisation takes off the weights.
     """
     course = Course(train, task, options)
-    tape, held = activations.tape(shape, method, dtype), Held.of(shape, method, dtype, options.optimizer, saved_bytes)
+    tape, held = activations.tape(shape, method, dtype), Held.of(shape, method, dtype, options, saved_bytes)
     recompute = recomputes(options, shape, course.micro_batch_tokens, dtype, facts)
     cost = speed.Cost.of(shape, method, tape, facts, recompute, options.optimizer)
     steps = walk(course, tape, held, cost, recompute)
     padded, pass_seconds = validation_pass(validation, course.micro_batch_tokens, cost)
     kernels = activations.kernel_bytes(shape, method, tape.item_bytes, steps.sizes) if facts.device == "cpu" else 0
-    kept = held.weights + held.moments + kernels
+    kept = held.weights + held.moments - held.paged + kernels
     disk = disk_bytes(shape, method, options, held, dtype)
     needs = {
         "load": (loading_bytes(shape, dtype, file_bytes), 0),
-        "train": (kept + steps.peak_bytes, 0),
+        "train": (kept + steps.peak_bytes, held.paged if facts.device == "cpu" else 0),
         "evaluate": (kept + tape.forward_bytes(padded), 0),
-        "checkpoint": (kept, disk),
+        "checkpoint": (kept + min(held.paged, max(held.window, SHARD_BYTES)), disk),
     }
-    phases = tuple(placed(name, needed, written, facts) for name, (needed, written) in needs.items())
+    phases = tuple(placed(name, *need, facts, held.paged) for name, need in needs.items())
     evaluations = sum(course.due(options.evaluate_every, step) for step in range(1, course.total_steps + 1))
     return Plan(
         phases=phases,
@@ -211,10 +233,11 @@ def plan(
         available_bytes=facts.available_bytes if facts.device == "cpu" else facts.gpu_available_bytes,
         free_disk_bytes=facts.free_disk_bytes,
         fits=fits(phases, facts),
+        paged_bytes=held.paged,
         parts={
             "imports": facts.base_bytes,
             "weights": held.weights,
-            "optimizer": held.moments,
+            "optimizer": held.moments - held.paged,
             "kernels": kernels,
             "gradients_and_activations": steps.peak_bytes,
         },
@@ -236,6 +259,7 @@ def walk(course: Course, tape: Tape, held: Held, cost: speed.Cost, recompute: bo
             kept = tape.kept_bytes(len(batch) * length, trained, recompute)
             # gradients take the place of activations as a backward pass goes; those of a former one are all there
             needed = held.gradients + kept if number else max(held.gradients, kept)
+            needed = max(needed, held.gradients + held.window)
             if needed > peak:
                 worst, tokens, peak = step, len(batch) * length, needed
     return Steps(read, worst, tokens, peak, seconds, len(sizes))
@@ -275,11 +299,13 @@ def disk_bytes(shape: Shape, method: Method, options: TrainOptions, held: Held, 
     return number * checkpoint + result
 
 
-def placed(name: str, needed: int, written: int, facts: Facts) -> Phase:
-    """A phase whose tensors take ``needed`` bytes where the model is: in memory, or on the GPU."""
+def placed(name: str, needed: int, written: int, facts: Facts, paged: int) -> Phase:
+    """A phase whose tensors take ``needed`` bytes where the model is: in memory, or on the GPU, whose ``paged`` bytes
+    are in memory from the first step on."""
     if facts.device == "cpu":
         return Phase(name, facts.base_bytes + needed, 0, written)
-    return Phase(name, facts.base_bytes + GPU_HOST_BYTES, needed + GPU_CONTEXT_BYTES, written)
+    host = facts.base_bytes + GPU_HOST_BYTES + (paged if name != "load" else 0)
+    return Phase(name, host, needed + GPU_CONTEXT_BYTES, written)
 
 
 def fits(phases: Sequence[Phase], facts: Facts) -> bool:

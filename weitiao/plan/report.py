@@ -40,6 +40,10 @@ def text(plan: Plan) -> str:
         lines.append("  " + padded(names[phase.name], 12) + "  ".join(marks))
     parts = ", ".join(f"{names[part]} {size(count)}" for part, count in plan.parts.items() if count)
     lines.append("  " + t("a training step holds: {parts}", parts=parts))
+    if plan.paged_bytes:
+        where = t("in the host's memory") if gpu else t("in a file of the run folder")
+        message = "{size} of the optimiser's state lie {where}, and come in one parameter at a time"
+        lines.append("  " + t(message, size=size(plan.paged_bytes), where=where))
     message = "most is needed in step {step} of {steps}: {tokens} tokens at once"
     lines.append("  " + t(message, step=plan.worst_step, steps=plan.steps, tokens=f"{plan.worst_tokens:,}"))
     if plan.recompute:
@@ -63,7 +67,7 @@ def verdict(plan: Plan) -> str:
         return t("fits: {need} of {have} memory, {disk} of {free} disk", **values)
     return t(
         "does not fit: {need} of {have} memory, {disk} of {free} disk; try train.memory=low, "
-        "train.micro_batch_tokens=1024, method.name=lora or train.keep=1",
+        "train.micro_batch_tokens=1024, train.paged_optimizer=true, method.name=lora or train.keep=1",
         **values,
     )
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,9 @@ from weitiao.errors import RunError
 from weitiao.weights.folders import problems, seal, whole
 
 PREFIX = "step-"
-GROUPS = ("parameters", "optimizer", "random", "method")
+GROUPS = ("parameters", "random", "method")
+OPTIMIZER = "optimizer*.safetensors"
+SHARD_BYTES = 64 << 20  # of the optimiser's state in one file; paged state comes into memory by as much
 
 
 @dataclass
@@ -44,16 +46,37 @@ class State:
     facts: dict[str, Any]
 
 
-def save(folder: Path, state: State) -> Path:
-    """Write ``state`` below ``folder``, whole or not at all. RunError names the bytes needed if the disk is full."""
+def save(folder: Path, state: State, saved: Callable[[Tensor], None] | None = None) -> Path:
+    """Write ``state`` below ``folder``, whole or not at all. RunError names the bytes needed if the disk is full.
+    ``saved`` is told each of the optimiser's tensors that is written."""
     path = folder / f"{PREFIX}{state.step:08d}"
-    groups: list[dict[str, Tensor]] = [getattr(state, name) for name in GROUPS]
-    with whole(path, sum(tensor.nbytes for group in groups for tensor in group.values())) as temporary:
-        for name, group in zip(GROUPS, groups, strict=True):
+    groups: dict[str, dict[str, Tensor]] = {name: getattr(state, name) for name in GROUPS}
+    tensors = [*state.optimizer.values(), *(tensor for group in groups.values() for tensor in group.values())]
+    with whole(path, sum(tensor.nbytes for tensor in tensors)) as temporary:
+        for name, group in groups.items():
             save_file({key: tensor.contiguous() for key, tensor in group.items()}, temporary / f"{name}.safetensors")
+        for number, shard in enumerate(_shards(state.optimizer)):
+            name = OPTIMIZER.replace("*", f"-{number:05d}" if number else "")
+            save_file({key: tensor.contiguous() for key, tensor in shard.items()}, temporary / name)
+            if saved:
+                for tensor in shard.values():
+                    saved(tensor)
         (temporary / "state.json").write_text(json.dumps({"step": state.step, **state.facts}), encoding="utf-8")
         seal(temporary)
     return path
+
+
+def _shards(tensors: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+    """``tensors`` in parts of at most SHARD_BYTES, or of one tensor; one part at least."""
+    shard: dict[str, Tensor] = {}
+    held = 0
+    for name, tensor in tensors.items():
+        if shard and held + tensor.nbytes > SHARD_BYTES:
+            yield shard
+            shard, held = {}, 0
+        shard[name] = tensor
+        held += tensor.nbytes
+    yield shard
 
 
 def newest(folder: Path) -> tuple[Path | None, list[str]]:
@@ -79,7 +102,8 @@ def load(path: Path) -> State:
     if wrong := problems(path):
         raise RunError([f"{path}: {problem}" for problem in wrong])
     facts = json.loads((path / "state.json").read_text(encoding="utf-8"))
-    parameters, optimizer, generators, method = (load_file(path / f"{name}.safetensors") for name in GROUPS)
+    parameters, generators, method = (load_file(path / f"{name}.safetensors") for name in GROUPS)
+    optimizer = {name: tensor for file in sorted(path.glob(OPTIMIZER)) for name, tensor in load_file(file).items()}
     return State(facts.pop("step"), parameters, optimizer, generators, method, facts)
 
 

@@ -11,7 +11,8 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,6 +30,7 @@ from weitiao.train.course import Course
 from weitiao.train.guard import Guard, json_number
 from weitiao.train.modes import evaluating, machine_facts, recomputing, seed_everything
 from weitiao.train.options import TrainOptions
+from weitiao.train.paging import Paged
 from weitiao.train.stopping import Stop
 from weitiao.train.tasks import Task
 from weitiao.weights.folders import problems
@@ -40,12 +42,14 @@ SHOWN_ROWS = 20
 
 @dataclass
 class Fit:
-    """What a run came to. ``history``: the lines that this process wrote to metrics.jsonl."""
+    """What a run came to. ``history``: the lines that this process wrote to metrics.jsonl; ``paged_bytes``: the
+    optimiser's state that lay outside the memory it was needed in."""
 
     steps: int
     best_step: int | None = None
     best_metric: float | None = None
     history: list[dict[str, Any]] = field(default_factory=list)
+    paged_bytes: int = 0
 
 
 def fit(
@@ -73,9 +77,12 @@ def fit(
     course = Course(train, task, options)
     state = Trainer(model, method, task, options, run, course, pad_id, progress)
     state.validation, state.evaluators = validation or (), evaluators or {}
-    state.start(resume)
     was_training = model.training
-    with Stop() as stop, recomputing(model, memory.recomputes(options.memory, model, course.micro_batch_tokens)):
+    with (
+        state.started(resume),
+        Stop() as stop,
+        recomputing(model, memory.recomputes(options.memory, model, course.micro_batch_tokens)),
+    ):
         model.train()
         try:
             if state.pending:
@@ -96,7 +103,8 @@ def fit(
             model.train(was_training)
     state.restore_best()
     best = state.best or {}
-    return Fit(state.step, best.get("step"), best.get("metric"), state.history)
+    paged_bytes = state.paged.size if state.paged else 0
+    return Fit(state.step, best.get("step"), best.get("metric"), state.history, paged_bytes)
 
 
 def check(model: Any, train: Sequence[Example]) -> None:
@@ -144,6 +152,7 @@ class Trainer:
             epsilon=options.epsilon,
             weight_decay=options.weight_decay,
         )
+        self.paged = Paged.of(self.optimizer, options.optimizer, run.path) if options.paged_optimizer else None
         self.guard = Guard()
         self.step = 0
         self.best: dict[str, Any] | None = None
@@ -166,7 +175,7 @@ class Trainer:
         norm = nn.utils.clip_grad_norm_(self.parameters.values(), options.max_grad_norm or math.inf)
         loss, norm = torch.stack((loss, norm)).tolist()  # the step's only wait for the device
         if self.guard.passes(self.step, loss, norm, (example.id for example in rows)):
-            self.optimizer.step()
+            (self.paged or self.optimizer).step()
             self.method.after_step(self.model, self.step)
         self.optimizer.zero_grad(set_to_none=True)
         self.log(
@@ -300,8 +309,18 @@ class Trainer:
         state = checkpoint.State(
             self.step, weights, moments, checkpoint.random_state(), self.method.state(self.model), facts
         )
-        checkpoint.save(self.run.checkpoints, state)
+        checkpoint.save(self.run.checkpoints, state, self.paged.home.rest if self.paged else None)
         checkpoint.prune(self.run.checkpoints, self.options.keep, self.best["step"] if self.best else None)
+
+    @contextmanager
+    def started(self, resume: bool) -> Iterator[None]:
+        """Begin; at the end, whatever it is, the optimiser's state goes."""
+        try:
+            self.start(resume)
+            yield
+        finally:
+            if self.paged:
+                self.paged.close()
 
     def start(self, resume: bool) -> None:
         """Seed everything, or go on from the newest checkpoint that verifies."""
@@ -319,21 +338,24 @@ class Trainer:
         state = checkpoint.load(path)
         self.agree(path, state.facts)
         self.set_parameters(state.parameters, str(path))
-        moments: dict[str, dict[str, torch.Tensor]] = {}
-        for name, tensor in state.optimizer.items():
-            kind, _, parameter = name.partition("/")
-            moments.setdefault(parameter, {})[kind] = tensor
-        for name, kinds in moments.items():
-            parameter = self.parameters[name]
-            self.optimizer.state[parameter] = {
-                kind: tensor if kind == "step" else tensor.to(parameter.device) for kind, tensor in kinds.items()
-            }
+        while state.optimizer:  # one leaves before the next is read
+            self.set_moment(*state.optimizer.popitem())
         self.step, self.best, self.pending = state.step, state.facts["best"], state.facts["pending_evaluation"]
         self.method.restore(self.model, state.method)
         self.guard = Guard(**state.facts["guard"])
         checkpoint.set_random_state(state.random)
         self.run.rewind(self.step)
         say("going on from {path}", path=path)
+
+    def set_moment(self, name: str, tensor: torch.Tensor) -> None:
+        """Put a tensor of a checkpoint into the optimiser's state. torch's fused steps count where the weights are."""
+        kind, _, of = name.partition("/")
+        parameter = self.parameters[of]
+        if self.paged and tensor.ndim:
+            self.paged.keep(parameter, kind, tensor)
+            return
+        stays = kind == "step" and not self.optimizer.defaults.get("fused")
+        self.optimizer.state[parameter][kind] = tensor.to("cpu" if stays else parameter.device, copy=True)
 
     def agree(self, path: Any, facts: Mapping[str, Any]) -> None:
         """InputError naming everything that is not as it was; a word if bits may differ."""

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from weitiao.train.optimizers import NEWTON_STEPS, AdamW8bit, Lion, Muon
+from weitiao.train.optimizers import BLOCK, NEWTON_STEPS, SMALL, AdamW8bit, Lion, Muon
 
 
 def build(
@@ -86,10 +86,28 @@ OPTIMIZERS = {
 # bytes of state that each keeps per trained number; Adafactor's rows and columns are next to nothing
 STATE_BYTES = {"adamw": 8.0, "adamw8bit": 2.0 + 8 / 256, "adafactor": 0.0, "sgd": 4.0, "lion": 4.0, "muon": 8.0}
 
+# bytes that a step works in for each number of the parameter that it is at: measured
+WORK_BYTES = {"adamw": 0, "adamw8bit": 29, "adafactor": 4, "sgd": 4, "lion": 4, "muon": 11}
+
 
 def state_bytes(name: str, trained: int, linear: int) -> int:
     """What the optimiser ``name`` keeps for ``trained`` numbers, ``linear`` of them in the weights of linears."""
     return int(STATE_BYTES[name] * trained) - (4 * linear if name == "muon" else 0)
+
+
+def kept_bytes(name: str, count: int, linear: bool) -> list[int]:
+    """Of each tensor that the optimiser ``name`` keeps for a parameter of ``count`` numbers; ``linear``: the weight of
+    a linear. Not for adafactor, whose tensors are not a parameter's size."""
+    if name == "adamw8bit" and count >= SMALL:
+        return 2 * [count, 4 * math.ceil(count / BLOCK)]
+    return [4 * count] * (1 if name in ("sgd", "lion") or (name == "muon" and linear) else 2)
+
+
+def step_bytes(name: str, count: int, linear: bool, paged: bool) -> int:
+    """What a step holds beside weights, gradients and resting state while it is at a parameter of ``count`` numbers:
+    what it works in and, if it is ``paged``, the parameter's state, in the first step one of its tensors twice."""
+    work = WORK_BYTES["adamw" if name == "muon" and not linear else name]
+    return sum(kept_bytes(name, count, linear)) + max(work, 4) * count if paged else work * count
 
 
 def own_flops(name: str, sizes: Sequence[tuple[int, int]]) -> float:

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from weitiao.config import Options
+from weitiao.errors import t
 
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -44,6 +45,12 @@ class TrainOptions(Options):
         "betas' first as momentum; lion: one moment, a tenth of adamw's rate; muon: linears' weights move along an "
         "orthogonal matrix, which takes fewer steps when much is to be learnt",
     )
+    paged_optimizer: bool = Field(
+        default=False,
+        description="keep the optimiser's state in a file in the run folder (for a GPU, in the host's memory), where "
+        "it is read and written one parameter at a time: less memory, slower steps, the same result; not for "
+        "adafactor, which has next to no state",
+    )
     betas: tuple[Share, Share] = Field(default=(0.9, 0.999), description="AdamW: decay of the first and second moment")
     epsilon: float = Field(default=1e-8, gt=0, description="AdamW: added to the root of the second moment")
     weight_decay: float = Field(
@@ -69,3 +76,9 @@ class TrainOptions(Options):
         description="low: compute activations twice instead of keeping them; auto: only where they would not fit",
     )
     seed: int = Field(default=0, ge=0, description="order of the rows, dropout, initial adapter weights")
+
+    @model_validator(mode="after")
+    def _has_state_to_page(self) -> TrainOptions:
+        if self.paged_optimizer and self.optimizer == "adafactor":
+            raise ValueError(t("paged_optimizer: adafactor keeps next to no state; leave one of the two out"))
+        return self
