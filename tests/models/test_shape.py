@@ -55,6 +55,7 @@ def test_the_sizes_of_published_models():
             },
             494_032_768,
         ),
+        "chatglm-6b": ({"model_type": "chatglm"}, 6_173_286_400),
         "bert-base": ({"model_type": "bert"}, 109_514_298),
     }
     assert {name: shape.read(config).parameters for name, (config, _) in published.items()} == {
@@ -76,8 +77,8 @@ def test_seventy_billion_parameters_take_a_moment():
         ("{", "not JSON"),
         ("[1]", "not a JSON object"),
         ("{}", '"model_type" is missing'),
-        ('{"model_type": "chatglm"}', 'no model type "chatglm"'),
-        ('{"model_type": "chatglm", "auto_map": {"AutoModel": "modeling_chatglm.X"}}', "modeling_chatglm.py"),
+        ('{"model_type": "internlm"}', 'no model type "internlm"'),
+        ('{"model_type": "internlm", "auto_map": {"AutoModel": "modeling_internlm.X"}}', "modeling_internlm.py"),
         ('{"model_type": "llama", "hidden_size": "wide"}', "hidden_size"),
         ('{"model_type": "llama", "hidden_size": 64, "num_attention_heads": 0}', "num_attention_heads"),
         ('{"model_type": "llama", "num_hidden_layers": 1000000}', "1000000 layers"),

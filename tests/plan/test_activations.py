@@ -21,6 +21,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "qwen3": SIZES | {"head_dim": 64},
     "gemma": SIZES | {"num_key_value_heads": 1, "head_dim": 32},
     "glm": SIZES | {"head_dim": 32},
+    "chatglm": {"hidden_size": 128, "intermediate_size": 320, "num_attention_heads": 4},
     "gpt2": {"n_embd": 128, "n_head": 4},
 }
 # glm turns interleaved halves of its queries and keys, which keeps one more copy

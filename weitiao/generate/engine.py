@@ -312,9 +312,10 @@ class Batch:
     def _shared_prefix(self) -> int:
         """Tokens that all prompts begin with and that pay a pass of their own; 0 where slots and positions must agree.
 
-        A sliding window counts slots of the cache: padding between the prefix and the rest would shorten it.
+        A sliding window counts slots of the cache: padding between the prefix and the rest would shorten it. Of a
+        context that is read in both directions no part can be computed alone.
         """
-        if len(self.prompts) < 2 or any(self.cache.is_sliding):
+        if len(self.prompts) < 2 or any(self.cache.is_sliding) or hasattr(self.model.config, "context"):
             return 0
         first, last = min(self.prompts), max(self.prompts)
         shared = next(

@@ -53,6 +53,9 @@ class Expand(Method):
             layer = dequantize(copy.deepcopy(old[source])) if fresh else old[source]  # codes cannot train
             if fresh:
                 new.append(place)
+                fold: Any = getattr(layer, "fold_norms", None)
+                if fold is not None:  # its residual passes its norms, which have to change nothing
+                    fold()
                 with torch.no_grad():
                     for name in outputs:
                         for weight in _last(layer.get_submodule(name)):

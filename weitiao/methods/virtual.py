@@ -81,7 +81,7 @@ def prefix(model: Any, count: int, inner: int) -> nn.Module:
     cache = DynamicCache()
     with torch.no_grad():
         modules.backbone(model)(input_ids=ids, past_key_values=cache, use_cache=True)
-    layers: list[Any] = list(cache.layers)
+    layers: list[Any] = cache.layers[: len(modules.blocks(model))]  # what follows holds no keys and values
     pairs = [state[0] for layer in layers for state in (layer.keys, layer.values)]  # [heads, count, head_dim]
     return Vectors(torch.stack(pairs).permute(2, 0, 1, 3).reshape(count, states))
 

@@ -24,14 +24,14 @@ from weitiao.errors import InputError, say, t
 from weitiao.models import heads, shape
 from weitiao.models.heads import Head
 from weitiao.models.shape import quiet
-from weitiao.weights import fetch, inspect
+from weitiao.weights import fetch, icetext, inspect
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 DEFAULT_MODEL = "weitiao-tiny-zh"
 # families whose head is checked by this project's own tests; any other is checked by a forward when it is loaded
-CHECKED = frozenset({"gpt2", "llama", "qwen2", "qwen3", "mistral", "gemma", "glm", "bert"})
+CHECKED = frozenset({"gpt2", "llama", "qwen2", "qwen3", "mistral", "gemma", "glm", "chatglm", "bert"})
 NAMES_SHOWN = 5
 
 
@@ -224,6 +224,8 @@ def _tokenizer(path: Path) -> PreTrainedTokenizerFast:
     """tokenizer.json as it is: a class chosen by model type would put its own pre-tokenizer in the file's place."""
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+    if (path / icetext.FILE).is_file() and not (path / "tokenizer.json").is_file():
+        return icetext.load(path)
     try:
         with quiet():
             if (path / "tokenizer.json").is_file():

@@ -31,6 +31,7 @@ CONFIG_FILE = "config.json"
 # which kernels run is decided by this program: a file that could name one could name code to be fetched and run
 SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
 CLOSE = 0.85  # so that hiden_size is a slip and the older rope_theta is not
+OWN = "chatglm"  # the model type of ChatGLM-6B, which transformers lacks
 LAYERS_LIMIT = 2000  # a file from outside must not make this program build a million layers
 KERNEL_CHOICE = re.compile(r"^_?(attn|experts)_implementation")
 
@@ -150,6 +151,8 @@ def _checked(values: dict[str, Any], where: str) -> PretrainedConfig:
     model_type = values.pop("model_type", None)
     if not isinstance(model_type, str):
         raise InputError(t('{file}: "model_type" is missing', file=where))
+    if model_type == OWN:
+        _register(values, where)
     if model_type not in CONFIG_MAPPING:
         code = ", ".join(sorted(_code(values.get("auto_map"))))
         if code:
@@ -166,6 +169,16 @@ def _checked(values: dict[str, Any], where: str) -> PretrainedConfig:
         return kind.from_dict(_without_kernels(values))
     except Exception as error:  # each class validates in its own way; whatever it says is about this file
         raise InputError(t("{file}: {reason}", file=where, reason=" ".join(str(error).split()))) from error
+
+
+def _register(values: Mapping[str, Any], where: str) -> None:
+    """Make ChatGLM-6B known to transformers; InputError for its successors, which go by the same name."""
+    if "multi_query_group_num" in values:
+        message = "{file}: ChatGLM2 and ChatGLM3 are read once they are rewritten: weitiao convert FOLDER OUT"
+        raise InputError(t(message, file=where))
+    from weitiao.models import chatglm
+
+    chatglm.register()
 
 
 def _check_sizes(values: Mapping[str, Any], other_names: Mapping[str, str], where: str) -> None:
@@ -213,14 +226,14 @@ def _without_kernels(values: Any) -> Any:
 
 def kind_of(config: PretrainedConfig) -> str:
     """``causal`` (predicts the next token) or ``masked`` (an encoder such as BERT); InputError for anything else."""
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING as CAUSAL
     from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES as MASKED
 
     if getattr(config, "is_encoder_decoder", False):
         raise InputError(t("{type}: encoder-decoder models are not supported", type=config.model_type))
     if config.model_type in MASKED and not getattr(config, "is_decoder", False):
         return "masked"
-    if config.model_type in CAUSAL:
+    if type(config) in CAUSAL:
         return "causal"
     raise InputError(t("{type}: not a language model for text", type=config.model_type))
 

@@ -6,7 +6,8 @@
 They know nothing; they exist so that every path of the project runs in milliseconds on the architecture that will
 really be used. The same family and seed give the same bytes. The templates are written for this project in the
 style of each family, with its traits: Llama 2 has no tools, Qwen 3 writes an empty thought into the last turn only,
-Mistral puts the tools before the last question, Gemma refuses a system turn, GLM ends a turn with the next role.
+Mistral puts the tools before the last question, Gemma refuses a system turn, GLM ends a turn with the next role,
+ChatGLM (the first) writes the mask and <sop> behind everything that was said.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from weitiao.errors import InputError, t
 from weitiao.models.shape import quiet
+from weitiao.weights import icetext
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -220,15 +222,9 @@ class Family:
     split: str = ""  # the family's own pattern for cutting text into words, where it has one
 
 
-DECODER = {
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 1024,
-    "initializer_range": 0.1,  # wide enough that the logits of a random model differ clearly
-}
+SIZES: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+SIZES |= {"initializer_range": 0.1}  # wide enough that the logits of a random model differ clearly
+DECODER = SIZES | {"num_key_value_heads": 2, "max_position_embeddings": 1024}
 LLAMA_SPECIAL = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
 CHATML_SPECIAL = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
 QWEN_SPLIT = (
@@ -300,10 +296,17 @@ FAMILIES: dict[str, Family] = {
         stops=GLM_ROLES,
         template=GLM_TEMPLATE,
     ),
+    "chatglm": Family(
+        "ChatGLMConfig",
+        SIZES | {"max_position_embeddings": 1024, "mask_token_id": 3, "gmask_token_id": 4},
+        {"pad_token": "<pad>", "bos_token": "<sop>", "eos_token": "<eop>"},
+        ("[MASK]", "[gMASK]"),
+        suffix=("[gMASK]", "<sop>"),
+        template=icetext.TEMPLATE,
+    ),
     "bert": Family(
         "BertConfig",
-        {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
-        | {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "initializer_range": 0.1},
+        SIZES | {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
         {
             "pad_token": "[PAD]",
             "unk_token": "[UNK]",
@@ -365,17 +368,15 @@ def make_model(name: str, tokenizer: PreTrainedTokenizerFast, seed: int = 0, **c
     import torch
     import transformers
 
+    from weitiao.models.chatglm import register
+
     kind = _family(name)
     stops = [tokenizer.convert_tokens_to_ids(token) for token in kind.stops]
-    eos = tokenizer.eos_token_id
-    ids = {
-        "pad_token_id": tokenizer.pad_token_id,
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": [eos, *stops] if stops else eos,
-    }
+    eos = [tokenizer.eos_token_id, *stops] if stops else tokenizer.eos_token_id
+    ids = {"pad_token_id": tokenizer.pad_token_id, "bos_token_id": tokenizer.bos_token_id, "eos_token_id": eos}
     vocab_size = (len(tokenizer) // 64 + 1) * 64  # more rows than tokens, as in most published models
     options = kind.sizes | ids | {"vocab_size": vocab_size, "dtype": "float32"} | config
-    settings = getattr(transformers, kind.config)(**options)
+    settings = (getattr(transformers, kind.config, None) or register())(**options)
     of = transformers.AutoModelForMaskedLM if name == "bert" else transformers.AutoModelForCausalLM
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -120,6 +120,13 @@ def check(model: Any, train: Sequence[Example]) -> None:
         message = "{count} rows have no token to train on: {rows}"
         shown = ", ".join(empty[:SHOWN_ROWS]) + (" …" if len(empty) > SHOWN_ROWS else "")
         raise InputError(t(message, count=len(empty), rows=shown))
+    context: Callable[..., int] | None = getattr(model.config, "context", None)
+    if context and (seen := [example.id for example in train if example.mask[1 : context(example.ids)].any()]):
+        message = (
+            "{count} rows train on what this model reads before it writes ({rows}); data.train_on=assistant does not"
+        )
+        shown = ", ".join(seen[:SHOWN_ROWS]) + (" …" if len(seen) > SHOWN_ROWS else "")
+        raise InputError(t(message, count=len(seen), rows=shown))
     if not trainable(model):
         raise InputError(t("nothing in the model is set to train; was the method attached?"))
 

@@ -4,8 +4,8 @@
     weitiao convert llama-2-7b/ llama2/                 # consolidated.*.pth, params.json, tokenizer.model
 
 ChatGLM2-6B and ChatGLM3-6B (config.json: chatglm with multi_query_group_num) become Glm, with q, k and v apart, and get
-the chat template that they were trained with. Llama
-as first published (params.json beside consolidated.*.pth) becomes Llama, its parts joined, rotary pairs put as halves.
+the chat template that they were trained with; the first ChatGLM-6B needs no rewriting. Llama as first published
+(params.json beside consolidated.*.pth) becomes Llama, its parts joined, rotary pairs put as halves.
 
 One tensor is in memory at a time, and files of the result hold at most 2 GiB.
 """
@@ -42,6 +42,8 @@ def convert(source: str | Path, folder: str | Path) -> Path:
         message = (
             "{path}: neither a ChatGLM2 or ChatGLM3 folder nor Llama's own files (params.json, consolidated.*.pth)"
         )
+        if (source / "config.json").is_file() and read_json(source / "config.json").get("model_type") == "chatglm":
+            message = "{path}: the first ChatGLM-6B opens as it is; name the folder itself (model.path={path})"
         raise InputError(t(message, path=source))
     config, found = layout(source)
     size = sum(
