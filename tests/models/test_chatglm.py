@@ -358,7 +358,7 @@ def test_it_learns_answers_and_writes_them_with_and_without_a_cache(name: str, t
     options |= {"learning_rate": RATES.get(name, 0.05)}
     done, model, _ = train(tmp_path, examples, TUNED[name], model=(model, method), options=options)
     losses = [line["loss"] for line in done.history]
-    assert losses[-1] < losses[0] - 0.3
+    assert losses[-1] < losses[0] - 0.1
     model.eval()
     prompts = [example.ids[: example.mask.argmax()].tolist() for example in examples[:4]]
     found = generate(model, [*prompts, prompts[0]], SampleOptions(max_new_tokens=6), stop_ids=[EOP], pad_id=PAD)
