@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from peft import PeftModel
 from torch import Tensor
 from transformers import DynamicCache
 
@@ -20,8 +21,10 @@ from weitiao.data.batch import Example, collate
 from weitiao.data.render import Renderer
 from weitiao.data.rows import Chat, Message
 from weitiao.errors import InputError
+from weitiao.export.merge import merge, stored_dtype
 from weitiao.generate.engine import generate
 from weitiao.generate.sample import SampleOptions
+from weitiao.methods.io import open_model, save
 from weitiao.methods.virtual import leading
 from weitiao.models import shape, tiny
 from weitiao.models.chatglm import ChatGLMBlock, ChatGLMConfig, _turn
@@ -391,6 +394,35 @@ def test_recomputing_changes_nothing(name: str, tmp_path: Path):
         done, _, _ = train(tmp_path / memory, asked(8), TUNED[name], model=model, options=options)
         losses[memory] = [line["loss"] for line in done.history]
     assert losses["fast"] == pytest.approx(losses["low"], abs=1e-5)
+
+
+@pytest.mark.parametrize("name", ["lora", "p_tuning", "prefix_tuning"])
+def test_peft_opens_what_is_saved(name: str, tmp_path: Path):
+    base, method = open_model(tiny.make("chatglm", tmp_path / "base"), dtype="float32"), method_of(TUNED[name])
+    options = {"max_steps": 2, "save_every": 100, "learning_rate": 0.05}
+    _, model, _ = train(tmp_path, asked(4), TUNED[name], model=(method.attach(base.model), method), options=options)
+    save(model, method, base.tokenizer, base.renderer, tmp_path / "adapter", str(tmp_path / "base"))
+    theirs = PeftModel.from_pretrained(tiny.make("chatglm"), str(tmp_path / "adapter")).eval()
+    ids = torch.tensor([[7, 8, 9, GMASK, SOP, 20, 21, 22], [*range(30, 36), GMASK, SOP]])
+    with torch.no_grad():
+        close(theirs(input_ids=ids).logits[:, -ids.shape[1] :], model.eval()(input_ids=ids).logits)
+
+
+def test_an_adapter_on_the_published_files_is_merged(tmp_path: Path):
+    folder = published(tmp_path / "base", tensors(vocab_size=448), vocab_size=448)
+    tiny.make_tokenizer("chatglm").save_pretrained(folder)
+    base, method = open_model(folder, dtype="float32"), method_of(TUNED["lora"])
+    options = {"max_steps": 2, "save_every": 100, "learning_rate": 0.05}
+    _, model, _ = train(tmp_path, asked(4), TUNED["lora"], model=(method.attach(base.model), method), options=options)
+    save(model, method, base.tokenizer, base.renderer, tmp_path / "adapter", str(folder))
+    found = merge(tmp_path / "adapter", tmp_path / "merged", dtype="float32")
+    assert (
+        found["saved_difference"] <= 1e-3 * found["largest_logit"] and stored_dtype(tmp_path / "adapter") == "float16"
+    )
+    merged = open_model(tmp_path / "merged", dtype="float32").model
+    ids = torch.tensor([[7, 8, 9, GMASK, SOP, 20, 21, 22]])
+    with torch.no_grad():
+        close(merged(input_ids=ids).logits / 10, model.eval()(input_ids=ids).logits / 10)
 
 
 def test_rows_that_train_their_own_context_are_refused(tmp_path: Path):

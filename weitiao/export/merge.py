@@ -118,8 +118,12 @@ def stored_dtype(source: str | Path) -> str:
     from weitiao.weights import fetch, inspect
 
     folder = fetch.resolve(Run.open(source).final if is_run(source) else source)
+    folder = base_of(folder)[1] if (folder / CONFIG).is_file() else folder
+    if not any(folder.glob("*.safetensors")):  # a .bin file has no header that could be read
+        config = inspect.read_json(folder / "config.json")
+        return str(config.get("dtype") or config.get("torch_dtype") or "float32")
     counts: dict[str, int] = {}
-    for tensor in inspect.headers(base_of(folder)[1] if (folder / CONFIG).is_file() else folder):
+    for tensor in inspect.headers(folder):
         counts[tensor.dtype] = counts.get(tensor.dtype, 0) + tensor.bytes
     largest = max(counts, key=lambda name: counts[name])
     return {"BF16": "bfloat16", "F16": "float16"}.get(largest, "float32")
