@@ -7,7 +7,7 @@ from itertools import combinations
 import pytest
 
 from weitiao.data.rows import Chat
-from weitiao.demo import corpus
+from weitiao.demo import corpus, talks
 from weitiao.demo.database import PARTS, Database
 from weitiao.demo.dialogues import dialogues, phrases
 
@@ -33,7 +33,8 @@ def said(chats: list[Chat]) -> list[str]:
 def read_before() -> str:
     """All that the base and the tuning have read, with two seeds of tuning rows: the whole corpus, not a sample."""
     texts = [row.text for row in corpus.rows(0)]
-    texts += [message.content for chat in corpus.talks(0) for message in chat.messages]
+    chats = [*talks.talks(0), *talks.searches(0)]
+    texts += [message.content for chat in chats for message in chat.messages]
     for seed in (0, 1):
         rows = list(dialogues(Database.build(seed), "train", 800, seed))
         texts += [message.content for chat in rows for message in chat.messages]
@@ -70,8 +71,3 @@ def test_parts_share_no_hotel_and_no_abbreviation():
         assert [len(database.part(part)) for part in PARTS] == [800, 100, 100]
         for one, other in combinations(PARTS, 2):
             assert not {h.short for h in database.part(one)} & {h.short for h in database.part(other)}
-
-
-def test_the_base_never_reads_of_search_hotels(read_before):
-    assert "search_hotels" not in "\n".join(row.text for row in corpus.rows(0, 5000))
-    assert "search_hotels" not in {chat.tools[0]["function"]["name"] for chat in corpus.talks(0)}
