@@ -142,7 +142,9 @@ class QuantizedLinear(nn.Linear):
         if plain is not None and plain.dtype == dtype and plain.device == input.device and not torch.is_grad_enabled():
             with torch.autocast(device, enabled=False):
                 return nn.functional.linear(input.to(dtype), plain, None if self.bias is None else self.bias.to(dtype))
-        return _Product.apply(input.to(dtype), self)  # type: ignore[return-value]
+        # flat inside: torch's product of more dimensions with a bias is a view there, which no one may add to in place
+        rows: Any = _Product.apply(input.to(dtype).reshape(-1, self.in_features), self)
+        return rows.view(*input.shape[:-1], self.out_features)
 
     def train(self, mode: bool = True) -> QuantizedLinear:
         """Training needs the memory: codes alone."""
@@ -155,7 +157,7 @@ class QuantizedLinear(nn.Linear):
 
 
 class _Product(torch.autograd.Function):
-    """x Wᵀ + b that keeps nothing: the weight is spread out again for the gradient."""
+    """x Wᵀ + b of [N, in] that keeps nothing: the weight is spread out again for the gradient."""
 
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, linear: QuantizedLinear) -> Tensor:
