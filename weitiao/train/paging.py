@@ -58,7 +58,8 @@ class Home:
         They are registered with CUDA and not asked of torch, which would round them up to a power of two.
         """
         message = "train.paged_optimizer: the state needs {needed} bytes of the host's memory, {free} are free"
-        free, cudart = machine.memory().available_bytes, torch.cuda.cudart()
+        free = machine.memory().available_bytes
+        cudart: Any = torch.cuda.cudart()
         if free < size:
             raise RunError(t(message, needed=size, free=free))
         memory = torch.empty(size, dtype=torch.uint8)
