@@ -21,6 +21,7 @@ VERBS = {
     "inspect": ["--json"],
     "convert": [],
     "tokenizer train": ["--json", "--output", "--kind", "--vocab-size", "--overwrite", "--skip-bad"],
+    "tokenizer extend": ["--json", "--output", "--tokens", "--min-frequency", "--skip-bad"],
     "data show": ["--json", "--model", "--rows", "--html", "--skip-bad", "--train-on"],
     "data stats": ["--json", "--model", "--skip-bad"],
     "data split": ["--json", "--skip-bad"],

@@ -36,7 +36,8 @@ def begin(model: Any) -> None:
         weight = base.weight.data.T if _transposed(layer) else base.weight.data
         left, values, right = torch.linalg.svd(weight.float(), full_matrices=False)
         root = (values[:rank] / scale).sqrt()
-        a, b = root[:, None] * right[:rank], left[:, :rank] * root
+        # in the order in which a checkpoint holds them: the fused optimiser walks weights and moments side by side
+        a, b = (root[:, None] * right[:rank]).contiguous(), (left[:, :rank] * root).contiguous()
         layer.lora_A[ADAPTER].weight.data, layer.lora_B[ADAPTER].weight.data = a.clone(), b.clone()
         start[name] = (a, b)
         _add(layer, a, b, -scale)
