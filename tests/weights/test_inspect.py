@@ -173,3 +173,11 @@ def test_the_verb_on_an_adapter(tmp_path, capsys):
     assert main(["inspect", str(tmp_path), "--json"]) == 0  # a run's folder
     found = json.loads(capsys.readouterr().out)
     assert found["kind"] == "adapter" and found["parameters"] == 2 * (64 * 4 + 4 * 64) and found["missing"] == []
+
+
+def test_the_bytes_of_weights_are_known_for_bin_files_too(folder):
+    wanted = sum(tensor.bytes for tensor in inspect.headers(folder))
+    assert inspect.weight_bytes(folder) == wanted
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    assert inspect.weight_bytes(folder) == pytest.approx(wanted, rel=0.1)

@@ -89,7 +89,7 @@ def prepare(recipe: Sections, generators: Generators, tokenizer_folder: Path) ->
         facts=phases.facts(dtype, recipe.output),
         dtype=dtype,
         validation=validation,
-        file_bytes=0 if base is None or new else sum(tensor.bytes for tensor in inspect.headers(base)),
+        file_bytes=0 if base is None or new else inspect.weight_bytes(base),
         saved_bytes=_saved_by_quantization(shape, model, phases.ITEM_BYTES[dtype]),
     )
     return Prepared(model, tokenizer, renderer, rows, validation, tools, plan, recipe.method.base_names(shape), head)

@@ -149,6 +149,14 @@ def headers(folder: str | Path) -> list[TensorInfo]:
     return tensors
 
 
+def weight_bytes(folder: Path) -> int:
+    """Bytes of a folder's weights; of .bin files, which have no table to be read, those of the files."""
+    files = weight_files(folder, [])
+    if any(file.suffix == ".bin" for file in files):
+        return sum(file.stat().st_size for file in files)
+    return sum(tensor.bytes for tensor in headers(folder))
+
+
 def _headers(path: Path, problems: list[str]) -> list[TensorInfo]:
     """The tensors that can be read; what is wrong goes to ``problems``."""
     files = [path] if path.is_file() else weight_files(path, problems)
