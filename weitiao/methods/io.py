@@ -25,7 +25,7 @@ from weitiao.methods.base import Method, trainable
 from weitiao.models import heads, shape
 from weitiao.models.load import DEFAULT_MODEL, ModelOptions, load, load_tokenizer
 from weitiao.runs import Run, is_run
-from weitiao.weights import fetch, inspect
+from weitiao.weights import fetch, tensors
 from weitiao.weights.folders import problems, whole
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def save(
         if head := heads.of(model.config):
             record["head"] = asdict(head)
         if base and method.saves == "adapter":
-            record["base_fingerprint"] = inspect.fingerprint(fetch.resolve(base))
+            record["base_fingerprint"] = tensors.fingerprint(fetch.resolve(base))
         (temporary / RECORD).write_text(json.dumps(record, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
     return folder
 
@@ -127,7 +127,7 @@ def open_several(paths: Mapping[str, str | Path], dtype: Dtype = "auto") -> Tune
 def _check_base(folder: Path, base: str, base_folder: Path) -> None:
     """InputError if the weights of an adapter's base are not those that it was tuned on."""
     then = _record(folder).get("base_fingerprint")
-    if then and then != (now := inspect.fingerprint(base_folder)):
+    if then and then != (now := tensors.fingerprint(base_folder)):
         message = (
             "{path}: tuned on {base} when its weights were others (fingerprint {then}); {folder} holds {now}, on which "
             "the adapter means nothing. Give it its own base, or, if only the files differ, remove base_fingerprint "

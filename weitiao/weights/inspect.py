@@ -9,7 +9,6 @@ The safetensors layout is 8 bytes of header length, a JSON header, then the data
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import zipfile
@@ -42,7 +41,6 @@ TOKENIZERS = (
 UNFINISHED = (".incomplete", ".part", ".partial", ".aria2", ".crdownload", ".download", ".tmp")
 LFS_POINTER = b"version https://git-lfs.github.com/spec/v1"
 LARGEST_SHOWN = 8
-SAMPLES, SAMPLE_BYTES = 256, 4096
 
 
 @dataclass(frozen=True)
@@ -200,19 +198,6 @@ def weight_files(folder: Path, problems: list[str]) -> list[Path]:
         problems.append(t("{path}: no weights ({single} or {index})", path=folder, single=SAFETENSORS, index=INDEX))
         return []
     return others
-
-
-def fingerprint(folder: Path) -> str:
-    """A hash of a folder's weights by samples of their bytes, SAMPLES from each file: other weights have another."""
-    found = hashlib.sha256()
-    for file in weight_files(folder, []):
-        size = file.stat().st_size
-        found.update(f"{size} ".encode())
-        with file.open("rb") as opened:
-            for number in range(SAMPLES):
-                opened.seek(size * number // SAMPLES)
-                found.update(opened.read(SAMPLE_BYTES))
-    return found.hexdigest()[:32]
 
 
 def _index(path: Path) -> dict[str, str]:
