@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from weitiao.errors import InputError, t
-from weitiao.methods.base import trainable
+from weitiao.methods.base import compute_dtype, trainable
 
 if TYPE_CHECKING:
     from torch import nn
@@ -43,7 +43,7 @@ def passing(model: nn.Module) -> Iterator[None]:
     import torch
 
     casting: list[Any] = []
-    if torch.is_autocast_enabled(next(model.parameters()).device.type):  # not every layer of PEFT's casts
+    if compute_dtype(model) != torch.float32:  # then there is autocast, and not every layer of PEFT's casts
         casting = [module for module in model.modules() if getattr(module, "cast_input_dtype_enabled", False)]
     for module in casting:
         module.cast_input_dtype_enabled = False

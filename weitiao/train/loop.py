@@ -186,8 +186,9 @@ class Trainer:
         """Add the step's gradient, micro-batch by micro-batch; returns its loss."""
         total = torch.zeros((), device=self.device)
         for examples in batches:
-            loss = self.loss(examples) / trained_tokens
-            loss.backward()
+            with self.method.training(self.model):
+                loss = self.loss(examples) / trained_tokens
+                loss.backward()
             total += loss.detach()
         penalty = self.method.penalty(self.model)
         if isinstance(penalty, torch.Tensor):
@@ -198,7 +199,7 @@ class Trainer:
     def loss(self, examples: Sequence[Example]) -> torch.Tensor:
         """The task's summed loss over one micro-batch."""
         batch = collate(examples, self.pad_id, positions(self.model)).to(self.device)
-        with computing(self.model), self.method.training(self.model):
+        with computing(self.model):
             return self.task.total(self.model, batch)
 
     # ---- validation ------------------------------------------------------------------------------------------------

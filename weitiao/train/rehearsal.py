@@ -45,10 +45,11 @@ def rehearse(
     try:
         with recomputing(model, memory.recomputes(options.memory, model, course.micro_batch_tokens)):
             model.train()
-            with computing(model), method.training(model):
-                loss = task.total(model, batch)
-            loss = loss / sum(example.trained_tokens for example in examples)
-            loss.backward()
+            with method.training(model):
+                with computing(model):
+                    loss = task.total(model, batch)
+                loss = loss / sum(example.trained_tokens for example in examples)
+                loss.backward()
     except (MemoryError, RuntimeError) as error:
         if not _out_of_memory(error):
             raise
