@@ -188,7 +188,7 @@ def test_tokenizer_json_is_taken_as_it_is(tmp_path):
 
 
 def test_the_chat_template_comes_along(copy):
-    assert load_tokenizer(copy).chat_template == tiny.LLAMA2_TEMPLATE
+    assert load_tokenizer(copy).chat_template == tiny.FAMILIES["llama"].template
 
 
 def test_a_tokenizer_that_needs_code_is_refused(copy):
