@@ -13,7 +13,7 @@ from weitiao.generate.engine import generate, stream
 from weitiao.generate.sample import SampleOptions
 from weitiao.models import tiny
 
-FAMILIES = ("gpt2", "llama", "qwen2", "qwen3", "mistral", "gemma", "glm")
+FAMILIES = [name for name in tiny.FAMILIES if "bert" not in name and name != "llama3"]
 
 
 def lively(family: str, **config):

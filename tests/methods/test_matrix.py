@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import random
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -40,23 +41,29 @@ METHODS: dict[str, dict[str, Any]] = {
     "adalora": {"name": "adalora", "rank": 4, "target_rank": 2, "every": 1},
     "ia3": {"name": "peft", "kind": "IA3"},
 }
-FAMILIES = [name for name in tiny.FAMILIES if name != "bert"]
+FAMILIES = [name for name in tiny.FAMILIES if "bert" not in name]
 BASES = ("float32", "bfloat16", "nf4")
 CELLS = [(method, family, base) for method in METHODS for family in FAMILIES for base in BASES]
-UNSUPPORTED = {  # (method, base): what the error says
-    ("full", "nf4"): "every linear trains",
-    ("pissa", "nf4"): "pissa takes from the weights",
+UNSUPPORTED = {  # (method, family, base), "*" for any: what the error says
+    ("full", "*", "nf4"): "every linear trains",
+    ("prefix_tuning", "rwkv", "*"): "no cache of keys and values",
 }
 CHANGES_THE_BASE = ("full", "freeze", "expand", "pissa")
 STARTS_ELSEWHERE = ("prompt_tuning", "p_tuning", "prefix_tuning")
 SAMPLE = 24
 
 
+def unsupported(cell: tuple[str, str, str]) -> str | None:
+    """What the error of a cell says that cannot be."""
+    fits = (said for wanted, said in UNSUPPORTED.items() if all(map(fnmatchcase, cell, wanted)))
+    return next(fits, None)
+
+
 def cells() -> list[Any]:
     """Every cell if asked for, else a sample that is the same every time."""
     whole = os.environ.get("WEITIAO_MATRIX") == "1"
     chosen = CELLS if whole else random.Random(0).sample(CELLS, SAMPLE)
-    return [pytest.param(*cell, id="-".join(cell)) for cell in chosen if (cell[0], cell[2]) not in UNSUPPORTED]
+    return [pytest.param(*cell, id="-".join(cell)) for cell in chosen if unsupported(cell) is None]
 
 
 matrix = pytest.mark.parametrize(("name", "family", "base"), cells())
@@ -198,12 +205,11 @@ def test_saved_opened_and_merged_is_the_same(name: str, family: str, base: str, 
     close(logps(method.merge(dequantize(model)), rows(3)), wanted, base)
 
 
-@pytest.mark.parametrize(("name", "base"), UNSUPPORTED)
-def test_what_cannot_be_says_why(name: str, base: str):
-    with pytest.raises(InputError, match=UNSUPPORTED[name, base]):
-        attached(name, "llama", base)
+@pytest.mark.parametrize("cell", [cell for cell in CELLS if unsupported(cell)], ids="-".join)
+def test_what_cannot_be_says_why(cell: tuple[str, str, str]):
+    with pytest.raises(InputError, match=unsupported(cell)):
+        attached(*cell)
 
 
 def test_few_cells_cannot_be():
-    missing = [cell for cell in CELLS if (cell[0], cell[2]) in UNSUPPORTED]
-    assert len(missing) <= 0.06 * len(CELLS)
+    assert len(list(filter(unsupported, CELLS))) <= 0.05 * len(CELLS)

@@ -141,7 +141,7 @@ class _Before:
 
     def __call__(self, body: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         holder, cache = self.holder, kwargs.get("past_key_values")
-        if not holder.enabled or (cache is not None and cache.get_seq_length()):
+        if not holder.enabled or kwargs.get("state") is not None or (cache is not None and cache.get_seq_length()):
             return args, kwargs
         ids = kwargs.get("input_ids", args[0] if args else None)
         inputs = kwargs.get("inputs_embeds")
@@ -231,8 +231,9 @@ def split(vectors: Tensor, layers: int, config: Any) -> list[tuple[Tensor, Tenso
 def kv_heads(config: Any) -> tuple[int, int]:
     """Number and width of the key-value heads that a cache of this model holds."""
     config = config.get_text_config(decoder=True)
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    return heads, getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    queries = getattr(config, "num_attention_heads", 1)  # a model with a state has none
+    heads = getattr(config, "num_key_value_heads", None) or queries
+    return heads, getattr(config, "head_dim", None) or config.hidden_size // queries
 
 
 def save(model: Any, folder: Path, base: str, config: Any) -> None:
