@@ -104,8 +104,9 @@ def logps(model: Any, examples: Any) -> torch.Tensor:
         return token_logps(model, batch.ids, None, batch.mask).float()
 
 
-def close(one: torch.Tensor, other: torch.Tensor, base: str) -> None:
-    tolerance = {"float32": 1e-4, "nf4": 1e-4, "bfloat16": 0.15}[base]
+def close(one: torch.Tensor, other: torch.Tensor, family: str, base: str) -> None:
+    """Rounding may turn a router's near tie, and another expert then says something else."""
+    tolerance = {"float32": 1e-4, "nf4": 1e-4, "bfloat16": 0.5 if "moe" in family else 0.15}[base]
     torch.testing.assert_close(one, other, rtol=0, atol=tolerance)
 
 
@@ -114,7 +115,7 @@ def test_starts_as_the_base_and_can_be_switched_off(name: str, family: str, base
     untouched = logps(plain(name, family, base).eval(), rows(3))
     model, method = attached(name, family, base)
     if name not in STARTS_ELSEWHERE:
-        close(logps(model.eval(), rows(3)), untouched, base)
+        close(logps(model.eval(), rows(3)), untouched, family, base)
     model, method, _ = moved(name, family, base, tmp_path / "run")
     changed = logps(model, rows(3))
     assert not torch.equal(changed, untouched)
@@ -123,7 +124,7 @@ def test_starts_as_the_base_and_can_be_switched_off(name: str, family: str, base
             method.disabled(model)
         return
     with method.disabled(model):
-        close(logps(model, rows(3)), untouched, base)
+        close(logps(model, rows(3)), untouched, family, base)
     assert torch.equal(logps(model, rows(3)), changed)
 
 
@@ -166,7 +167,7 @@ def test_a_row_alone_is_a_row_in_a_batch(name: str, family: str, base: str, tmp_
     examples = rows(4, seed=3)
     together = logps(model, examples)
     alone = torch.cat([logps(model, [example]) for example in examples])
-    close(alone, together, base)
+    close(alone, together, family, base)
 
 
 @matrix
@@ -197,12 +198,12 @@ def test_saved_opened_and_merged_is_the_same(name: str, family: str, base: str, 
     out = save(model, method, tokenizer, start.renderer, tmp_path / "out", str(folder))
     wanted = logps(model, rows(3))
     opened = open_model(out, dtype=dtype)
-    close(logps(opened.model, rows(3)), wanted, base)
+    close(logps(opened.model, rows(3)), wanted, family, base)
     if name in (*STARTS_ELSEWHERE, "adapter"):
         with pytest.raises(InputError, match="cannot be merged"):
             method.merge(model)
         return
-    close(logps(method.merge(dequantize(model)), rows(3)), wanted, base)
+    close(logps(method.merge(dequantize(model)), rows(3)), wanted, family, base)
 
 
 @pytest.mark.parametrize("cell", [cell for cell in CELLS if unsupported(cell)], ids="-".join)

@@ -56,8 +56,8 @@ def output_linear(model: nn.Module) -> nn.Module | None:
 
 
 def takes(model: nn.Module, argument: str) -> bool:
-    """Whether the backbone's forward has an argument of this name: ``past_key_values``, or RWKV's ``state``."""
-    return argument in inspect.signature(type(backbone(model)).forward).parameters
+    """Whether the model's forward has an argument of this name: ``past_key_values``, or RWKV's ``state``."""
+    return argument in inspect.signature(inner(model).forward).parameters
 
 
 def positions(model: nn.Module) -> int | None:

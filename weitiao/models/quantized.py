@@ -154,7 +154,8 @@ class _Product(torch.autograd.Function):
         ctx.linear = linear
         bias = None if linear.bias is None else linear.bias.to(inputs.dtype)
         with torch.autocast(inputs.device.type, enabled=False):
-            return nn.functional.linear(inputs, linear.spread(inputs.dtype), bias)
+            out = nn.functional.linear(inputs, linear.spread(inputs.dtype), bias)
+        return out if out._base is None else out.clone()  # a single output is a view, to which nothing may be added
 
     @staticmethod
     def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor, None]:

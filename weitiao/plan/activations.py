@@ -13,6 +13,7 @@ import sys
 from dataclasses import dataclass
 
 from weitiao.methods.base import Method
+from weitiao.methods.lora import LoRA
 from weitiao.models.shape import Shape
 from weitiao.plan.blocks import block_bytes, square_bytes
 from weitiao.train.logps import CHUNK_ELEMENTS
@@ -35,6 +36,7 @@ class Tape:
     work_bytes: float  # gradients in flight while one block is worked on, per token
     heap_share: float  # what glibc's heap holds and cannot reuse, as a share of what all blocks keep
     weight_copies: int  # trained weights cast to the compute dtype, held until the backward pass
+    sum_bytes: int  # experts with what an adapter adds, formed anew in every block
     head_row_bytes: int
     head_work_bytes: int  # a piece of logits and, where the head trains, its gradient
 
@@ -45,12 +47,13 @@ class Tape:
         block, every = self.block_bytes + squares, self.blocks * (self.block_bytes + squares)
         blocks = self.blocks * self.hidden_bytes + block if recompute else every
         per_token = blocks + self.work_bytes + squares + 2 * self.hidden_bytes + self.heap_share * every
-        return int(tokens * per_token + trained * self.head_row_bytes + self.head_work_bytes + self.weight_copies)
+        copies = self.weight_copies + self.sum_bytes * (1 + (1 if recompute else self.blocks))  # and a gradient of one
+        return int(tokens * per_token + trained * self.head_row_bytes + self.head_work_bytes + copies)
 
     def forward_bytes(self, tokens: int, length: int) -> int:
         """The peak of the same pass when nothing is kept."""
         work = self.work_bytes + 2 * length * self.square_bytes
-        return int(tokens * (work + 2 * self.hidden_bytes) + self.head_work_bytes)
+        return int(tokens * (work + 2 * self.hidden_bytes) + self.head_work_bytes + self.sum_bytes)
 
 
 def tape(shape: Shape, method: Method, dtype: str) -> Tape:
@@ -59,6 +62,7 @@ def tape(shape: Shape, method: Method, dtype: str) -> Tape:
     names = method.base_names(shape)
     head = {name for name, size in shape.tensors.items() if size == (shape.vocab, shape.hidden)}
     trained_head = shape.vocab * shape.hidden if head & names else 0
+    summed = method.chosen_experts(shape) if isinstance(method, LoRA) else []
     matrices = sum(linear.inputs * linear.outputs for linear in shape.linears if f"{linear.name}.weight" in names)
     return Tape(
         item_bytes=item,
@@ -69,6 +73,7 @@ def tape(shape: Shape, method: Method, dtype: str) -> Tape:
         work_bytes=item * (3 * shape.intermediate + 2 * shape.hidden),
         heap_share=heap_share(method, item),
         weight_copies=0 if item == FLOAT_BYTES else item * matrices,
+        sum_bytes=item * sum(stack.count * stack.inputs * stack.outputs for stack in summed) // shape.layers,
         head_row_bytes=2 * shape.hidden * item + 2 * FLOAT_BYTES,
         head_work_bytes=2 * FLOAT_BYTES * (max(CHUNK_ELEMENTS, CHUNK_ROWS * shape.vocab) + trained_head),
     )

@@ -17,6 +17,7 @@ from weitiao.data.tokenizer import TokenizerOptions
 from weitiao.errors import InputError, t
 from weitiao.evaluate.tasks import LABEL_MEASURES, EvaluateOptions
 from weitiao.methods.base import Method
+from weitiao.methods.lora import IN_CODES
 from weitiao.models.load import ModelOptions
 from weitiao.train.options import TrainOptions
 from weitiao.train.tasks import TaskOptions
@@ -94,6 +95,8 @@ def contradictions(recipe: Sections, measured: bool) -> Iterator[tuple[str, str]
             config.build(TokenizerOptions, recipe.model.tokenizer)
         except InputError as error:
             yield from (("model.tokenizer", problem) for problem in error.problems)
+    if getattr(recipe.method, "target_parameters", ()) and recipe.model.quantize != "none":
+        yield "method.target_parameters", t(IN_CODES)
     measured = measured or (recipe.task.name == "classify" and recipe.train.best in LABEL_MEASURES)
     if recipe.train.best not in (None, "loss") and not measured:
         yield "train.best", t("nothing measures {name}; take loss or null", name=recipe.train.best)
