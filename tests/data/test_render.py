@@ -181,7 +181,7 @@ def test_whom_to_train(family: str, chat: Chat):
     assert runs(last[0]) == [(start, end)] and last[0].ids[:end] == every[-1].ids[:end]
 
 
-@pytest.mark.parametrize("family", ["gpt2", "llama3", "qwen2", "gemma", "llama", "glm"])
+@pytest.mark.parametrize("family", ["gpt2", "llama3", "qwen2", "gemma", "llama", "glm", "phi3"])
 def test_a_turns_prompt_begins_the_next_turns(family: str):
     renderer = renderer_of(family)
     prompts = [renderer.prompt(SEVERAL.messages[:place]) for place in (1, 3, 5)]
@@ -215,7 +215,7 @@ CONTENT = st.text(
 ).filter(lambda text: text.strip() != "")
 
 
-@pytest.mark.parametrize("family", ["gpt2", "llama", "llama3", "qwen2", "qwen3", "mistral", "gemma", "glm"])
+@pytest.mark.parametrize("family", ["gpt2", "llama", "llama3", "qwen2", "qwen3", "mistral", "gemma", "glm", "phi3"])
 @settings(max_examples=25)
 @given(contents=st.lists(st.tuples(CONTENT, CONTENT), min_size=1, max_size=3), system=st.none() | CONTENT)
 def test_any_text_is_trained_and_served_alike(family: str, contents: list[tuple[str, str]], system: str | None):

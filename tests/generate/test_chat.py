@@ -58,7 +58,7 @@ class Scripted(nn.Module):
     def device(self):
         return self.nothing.device
 
-    def forward(self, input_ids, **_: Any):
+    def forward(self, input_ids, past_key_values: Any, **_: Any):
         if input_ids.shape[1] > 1:
             self.prompts.append(input_ids[0].tolist())
             self.rest = list(self.answers.pop(0))
@@ -106,7 +106,7 @@ def kinds(events) -> list[type]:
     return [type(event) for event in events if not isinstance(event, TextDelta)]
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "mistral", "glm", "gpt2"])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "mistral", "glm", "gpt2", "phi3"])
 def test_a_call_is_executed_and_answered(family):
     tuned = scripted(family, Message("assistant", calls=(CALL,)), Message("assistant", "为您找到一家。"))
     chat = Chat(tuned, TOOLS)

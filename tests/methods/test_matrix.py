@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import random
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -40,23 +41,29 @@ METHODS: dict[str, dict[str, Any]] = {
     "adalora": {"name": "adalora", "rank": 4, "target_rank": 2, "every": 1},
     "ia3": {"name": "peft", "kind": "IA3"},
 }
-FAMILIES = [name for name in tiny.FAMILIES if name != "bert"]
+FAMILIES = [name for name in tiny.FAMILIES if "bert" not in name]
 BASES = ("float32", "bfloat16", "nf4")
 CELLS = [(method, family, base) for method in METHODS for family in FAMILIES for base in BASES]
-UNSUPPORTED = {  # (method, base): what the error says
-    ("full", "nf4"): "every linear trains",
-    ("pissa", "nf4"): "pissa takes from the weights",
+UNSUPPORTED = {  # (method, family, base), "*" for any: what the error says
+    ("full", "*", "nf4"): "every linear trains",
+    ("prefix_tuning", "rwkv", "*"): "no cache of keys and values",
 }
 CHANGES_THE_BASE = ("full", "freeze", "expand", "pissa")
 STARTS_ELSEWHERE = ("prompt_tuning", "p_tuning", "prefix_tuning")
 SAMPLE = 24
 
 
+def unsupported(cell: tuple[str, str, str]) -> str | None:
+    """What the error of a cell says that cannot be."""
+    fits = (said for wanted, said in UNSUPPORTED.items() if all(map(fnmatchcase, cell, wanted)))
+    return next(fits, None)
+
+
 def cells() -> list[Any]:
     """Every cell if asked for, else a sample that is the same every time."""
     whole = os.environ.get("WEITIAO_MATRIX") == "1"
     chosen = CELLS if whole else random.Random(0).sample(CELLS, SAMPLE)
-    return [pytest.param(*cell, id="-".join(cell)) for cell in chosen if (cell[0], cell[2]) not in UNSUPPORTED]
+    return [pytest.param(*cell, id="-".join(cell)) for cell in chosen if unsupported(cell) is None]
 
 
 matrix = pytest.mark.parametrize(("name", "family", "base"), cells())
@@ -97,8 +104,9 @@ def logps(model: Any, examples: Any) -> torch.Tensor:
         return token_logps(model, batch.ids, None, batch.mask).float()
 
 
-def close(one: torch.Tensor, other: torch.Tensor, base: str) -> None:
-    tolerance = {"float32": 1e-4, "nf4": 1e-4, "bfloat16": 0.15}[base]
+def close(one: torch.Tensor, other: torch.Tensor, family: str, base: str) -> None:
+    """Rounding may turn a router's near tie, and another expert then says something else."""
+    tolerance = {"float32": 1e-4, "nf4": 1e-4, "bfloat16": 0.5 if "moe" in family else 0.15}[base]
     torch.testing.assert_close(one, other, rtol=0, atol=tolerance)
 
 
@@ -107,7 +115,7 @@ def test_starts_as_the_base_and_can_be_switched_off(name: str, family: str, base
     untouched = logps(plain(name, family, base).eval(), rows(3))
     model, method = attached(name, family, base)
     if name not in STARTS_ELSEWHERE:
-        close(logps(model.eval(), rows(3)), untouched, base)
+        close(logps(model.eval(), rows(3)), untouched, family, base)
     model, method, _ = moved(name, family, base, tmp_path / "run")
     changed = logps(model, rows(3))
     assert not torch.equal(changed, untouched)
@@ -116,7 +124,7 @@ def test_starts_as_the_base_and_can_be_switched_off(name: str, family: str, base
             method.disabled(model)
         return
     with method.disabled(model):
-        close(logps(model, rows(3)), untouched, base)
+        close(logps(model, rows(3)), untouched, family, base)
     assert torch.equal(logps(model, rows(3)), changed)
 
 
@@ -159,7 +167,7 @@ def test_a_row_alone_is_a_row_in_a_batch(name: str, family: str, base: str, tmp_
     examples = rows(4, seed=3)
     together = logps(model, examples)
     alone = torch.cat([logps(model, [example]) for example in examples])
-    close(alone, together, base)
+    close(alone, together, family, base)
 
 
 @matrix
@@ -190,20 +198,19 @@ def test_saved_opened_and_merged_is_the_same(name: str, family: str, base: str, 
     out = save(model, method, tokenizer, start.renderer, tmp_path / "out", str(folder))
     wanted = logps(model, rows(3))
     opened = open_model(out, dtype=dtype)
-    close(logps(opened.model, rows(3)), wanted, base)
+    close(logps(opened.model, rows(3)), wanted, family, base)
     if name in (*STARTS_ELSEWHERE, "adapter"):
         with pytest.raises(InputError, match="cannot be merged"):
             method.merge(model)
         return
-    close(logps(method.merge(dequantize(model)), rows(3)), wanted, base)
+    close(logps(method.merge(dequantize(model)), rows(3)), wanted, family, base)
 
 
-@pytest.mark.parametrize(("name", "base"), UNSUPPORTED)
-def test_what_cannot_be_says_why(name: str, base: str):
-    with pytest.raises(InputError, match=UNSUPPORTED[name, base]):
-        attached(name, "llama", base)
+@pytest.mark.parametrize("cell", [cell for cell in CELLS if unsupported(cell)], ids="-".join)
+def test_what_cannot_be_says_why(cell: tuple[str, str, str]):
+    with pytest.raises(InputError, match=unsupported(cell)):
+        attached(*cell)
 
 
 def test_few_cells_cannot_be():
-    missing = [cell for cell in CELLS if (cell[0], cell[2]) in UNSUPPORTED]
-    assert len(missing) <= 0.06 * len(CELLS)
+    assert len(list(filter(unsupported, CELLS))) <= 0.05 * len(CELLS)

@@ -33,9 +33,16 @@ def edit(folder, name, **values):
 def test_what_is_saved_is_loaded(family, tmp_path):
     folder = tiny.make(family, tmp_path)
     model = load(ModelOptions(path=str(folder), dtype="float32"))
-    assert not model.training and model.config._attn_implementation == attention.NAME
-    saved = load_file(folder / "model.safetensors")
-    assert all(torch.equal(model.state_dict()[name].cpu(), tensor) for name, tensor in saved.items())
+    own = "eager" if family in ("bloom", "rwkv") else attention.NAME  # what their class has
+    assert not model.training and model.config._attn_implementation == own
+    made = tiny.make(family).state_dict()
+    assert made.keys() == model.state_dict().keys()
+    assert all(torch.equal(model.state_dict()[name].cpu(), tensor) for name, tensor in made.items())
+
+
+def test_experts_lie_in_files_one_by_one_as_they_are_published(tmp_path):
+    names = load_file(tiny.make("qwen3_moe", tmp_path) / "model.safetensors")
+    assert "model.layers.0.mlp.experts.3.gate_proj.weight" in names
 
 
 def test_dtypes(llama):
@@ -179,6 +186,16 @@ def test_an_encoder_ends_with_its_separator(tmp_path):
     assert load_tokenizer(tiny.make("bert", tmp_path)).eos_token == "[SEP]"
 
 
+def test_rwkv_is_not_rescaled_on_the_way_to_evaluation(tmp_path):
+    """Its class halves weights in place, by layer, when it leaves training: under an adapter, codes, or a save."""
+    model = load(ModelOptions(path=str(tiny.make("rwkv", tmp_path, rescale_every=1)), dtype="float32"))
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    ids = torch.tensor([[5, 9, 11]])
+    wanted = model.train()(input_ids=ids).logits
+    torch.testing.assert_close(model.eval()(input_ids=ids).logits, wanted)
+    assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
+
+
 def test_tokenizer_json_is_taken_as_it_is(tmp_path):
     """transformers' own class for qwen2 would split "12345" into digits whatever the file says."""
     folder = tiny.make("llama", tmp_path)
@@ -188,7 +205,7 @@ def test_tokenizer_json_is_taken_as_it_is(tmp_path):
 
 
 def test_the_chat_template_comes_along(copy):
-    assert load_tokenizer(copy).chat_template == tiny.LLAMA2_TEMPLATE
+    assert load_tokenizer(copy).chat_template == tiny.FAMILIES["llama"].template
 
 
 def test_a_tokenizer_that_needs_code_is_refused(copy):

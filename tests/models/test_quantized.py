@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -9,6 +11,7 @@ from torch import nn
 from weitiao.generate.engine import generate
 from weitiao.generate.sample import SampleOptions
 from weitiao.models import tiny
+from weitiao.models.experts import ExpertLinear
 from weitiao.models.quantized import (
     BLOCK,
     QuantizedLinear,
@@ -20,6 +23,7 @@ from weitiao.models.quantized import (
     encode_scales,
     levels,
     linear_bytes,
+    plain_state,
     quantize,
     quantized,
 )
@@ -105,6 +109,33 @@ def test_gradients_pass_through(kind, double):
     for module, x in zip((quantised, plain), inputs, strict=True):
         module(x).square().sum().backward()
     torch.testing.assert_close(inputs[0].grad, inputs[1].grad)
+
+
+@kinds
+@pytest.mark.parametrize("family", ["qwen2_moe", "qwen3_moe"])
+def test_experts_are_codes_too(family, kind, double):
+    model = tiny.make(family)
+    stacks = {name: weight for name, weight in model.named_parameters() if weight.ndim == 3}
+    plain = {name: weight.clone() for name, weight in stacks.items()}
+    quantize(model, kind, double)
+    assert not any(parameter.ndim == 3 for parameter in model.parameters())
+    held = sum(module.bytes() for module in model.modules() if isinstance(module, ExpertLinear))
+    assert held == sum(len(weight) * linear_bytes(*weight.shape[1:], kind, double) for weight in plain.values())
+    assert plain_state(model, torch.float32).keys() == tiny.make(family).state_dict().keys()
+    dequantize(model)
+    error = {"int8": 0.01, "nf4": 0.15}[kind]
+    for name, weight in plain.items():
+        torch.testing.assert_close(model.get_parameter(name), weight, rtol=0, atol=error * weight.abs().max().item())
+
+
+def test_experts_that_train_stay_as_they_are():
+    names = {f"model.layers.1.mlp.experts.{own}" for own in ("gate_up_proj", "down_proj")}
+    ids = torch.randint(5, 300, (2, 9))
+    model, other = (quantize(tiny.make("qwen3_moe"), "nf4", training=training) for training in (names, ()))
+    assert {name for name, parameter in model.named_parameters() if parameter.ndim == 3} == names
+    plain = dequantize(copy.deepcopy(model))
+    torch.testing.assert_close(plain(input_ids=ids).logits, model(input_ids=ids).logits, rtol=0, atol=1e-5)
+    assert not torch.allclose(other(input_ids=ids).logits, model(input_ids=ids).logits)
 
 
 def test_generating_keeps_the_weights_spread_out_until_training(monkeypatch: pytest.MonkeyPatch, capsys):

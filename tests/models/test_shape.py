@@ -18,6 +18,8 @@ LLAMA_70B = {
     "num_key_value_heads": 8,
     "vocab_size": 128256,
 }
+THIRTY_TWO = {"num_hidden_layers": 32, "num_attention_heads": 32}
+QWEN3_30B = {"model_type": "qwen3_moe", "num_hidden_layers": 48, "head_dim": 128}
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
@@ -32,7 +34,7 @@ def test_counts_are_those_of_the_loaded_model(family, tmp_path):
     blocks = modules.blocks(model)
     assert found.layers == len(blocks) == len(found.blocks)
     assert found.parameters_under(found.blocks[-1]) == sum(p.numel() for p in blocks[-1].parameters())
-    assert found.vocab == model.config.vocab_size and found.kind == ("masked" if family == "bert" else "causal")
+    assert found.vocab == model.config.vocab_size and found.kind == ("masked" if "bert" in family else "causal")
     output = model.get_output_embeddings()
     assert found.tied == (output.weight is model.get_input_embeddings().weight)
     assert shape.read(model.config) == found == shape.read(json.loads((tmp_path / "config.json").read_text()))
@@ -57,10 +59,35 @@ def test_the_sizes_of_published_models():
         ),
         "chatglm-6b": ({"model_type": "chatglm"}, 6_173_286_400),
         "bert-base": ({"model_type": "bert"}, 109_514_298),
+        "roberta-base": ({"model_type": "roberta", "max_position_embeddings": 514, "type_vocab_size": 1}, 124_697_433),
+        "phi-2": ({"model_type": "phi", "hidden_size": 2560, "intermediate_size": 10240} | THIRTY_TWO, 2_779_683_840),
+        "phi-3-mini": ({"model_type": "phi3", "hidden_size": 3072} | THIRTY_TWO, 3_821_079_552),
+        "glm-4-9b-0414": ({"model_type": "glm4"}, 9_400_279_040),
+        "qwen1.5-moe-a2.7b": ({"model_type": "qwen2_moe"}, 14_315_784_192),
+        "qwen3-30b-a3b": (QWEN3_30B, 30_532_122_624),
+        "bloom-560m": ({"model_type": "bloom", "hidden_size": 1024, "n_layer": 24, "n_head": 16}, 559_214_592),
+        "rwkv-4-169m": ({"model_type": "rwkv", "hidden_size": 768, "num_hidden_layers": 12}, 169_342_464),
     }
     assert {name: shape.read(config).parameters for name, (config, _) in published.items()} == {
         name: count for name, (_, count) in published.items()
     }
+
+
+def test_a_mixture_s_experts_are_matrices_of_which_a_token_meets_a_few():
+    found = shape.read(QWEN3_30B)
+    assert len(found.experts) == 2 * 48 and found.experts_per_token == 8
+    assert found.experts[0] == shape.Experts("model.layers.0.mlp.experts.gate_up_proj", 128, 2048, 1536, coded=True)
+    assert not [linear for linear in found.linears if "experts" in linear.name]
+    attention = sum(linear.inputs * linear.outputs for linear in found.linears)
+    assert found.products == attention + 48 * 8 * 3 * 2048 * 768
+
+
+def test_positions_are_those_that_a_token_can_have():
+    assert shape.read(tiny.make("roberta").config).positions == 512  # of 514: padding's, and the one before it
+    assert shape.read(tiny.make("bert").config).positions == 512
+    assert shape.read(tiny.make("bloom").config).positions is None
+    kinds = {family: shape.read(tiny.make(family).config).attention for family in ("llama", "bloom", "rwkv", "bert")}
+    assert kinds == {"llama": "fused", "bloom": "eager", "rwkv": "recurrent", "bert": "fused"}
 
 
 def test_seventy_billion_parameters_take_a_moment():

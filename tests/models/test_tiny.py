@@ -19,7 +19,7 @@ def test_folder_is_complete_and_the_same_every_time(family, tmp_path):
     first, again = tiny.make(family, tmp_path / "a", seed=3), tiny.make(family, tmp_path / "b", seed=3)
     names = sorted(path.name for path in first.iterdir())
     assert {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"} <= set(names)
-    assert ("chat_template.jinja" in names) == (family not in ("gpt2", "bert"))
+    assert ("chat_template.jinja" in names) == (tiny.FAMILIES[family].template is not None)
     assert all((first / name).read_bytes() == (again / name).read_bytes() for name in names)
     other = tiny.make(family, tmp_path / "c", seed=4)
     assert (first / "model.safetensors").read_bytes() != (other / "model.safetensors").read_bytes()
@@ -33,7 +33,7 @@ def test_tokenizer_keeps_any_text(family, tmp_path):
     assert tokenizer.decode(ids) == (text.lower() if family == "bert" else text)
 
 
-@pytest.mark.parametrize("family", ["llama3", "qwen2", "qwen3", "mistral", "glm"])
+@pytest.mark.parametrize("family", ["llama3", "qwen2", "qwen3", "mistral", "glm", "glm4", "qwen3_moe"])
 def test_tools_are_in_the_prompt(family):
     tokenizer = tiny.make_tokenizer(family)
     text = tokenizer.apply_chat_template([USER], tools=TOOLS, tokenize=False, add_generation_prompt=True)
@@ -51,6 +51,13 @@ def test_qwen3_thinks_in_the_last_turn_only():
     text: Any = tiny.make_tokenizer("qwen3").apply_chat_template([USER, ANSWER, USER, ANSWER], tokenize=False)
     assert text.count("<think>\n\n</think>") == 1
     assert text.index("<think>") > text.rindex("<|im_start|>user")
+
+
+def test_phi3_closes_a_finished_conversation_only():
+    tokenizer = tiny.make_tokenizer("phi3")
+    assert str(tokenizer.apply_chat_template([USER, ANSWER], tokenize=False)).endswith("<|end|>\n<|endoftext|>")
+    prompt = str(tokenizer.apply_chat_template([USER], tokenize=False, add_generation_prompt=True))
+    assert prompt.endswith("<|end|>\n<|assistant|>\n")
 
 
 def test_sizes_can_be_chosen_and_unknown_families_are_named(tmp_path):

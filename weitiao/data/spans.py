@@ -138,7 +138,8 @@ class Marker:
 
     def _turn_end(self, row: _Tokens, first: int, end: int) -> int:
         """Where the tokens of a turn end that the model has to write: after its end-of-turn token, without the line
-        break that a template puts behind; where the next role's token ends the turn (GLM), after that one."""
+        break that a template puts behind, or the end token that closes the last one (Phi-3); where the next role's
+        token ends the turn (GLM), after that one."""
         stop = int(np.searchsorted(row.starts, end))
         while stop > first and row.ends[stop - 1] > end:
             stop -= 1
@@ -146,7 +147,11 @@ class Marker:
         while stop > first and row.ids[stop - 1] not in self.end_ids and row.blank(stop - 1):
             stop -= 1
         if stop > first and row.ids[stop - 1] in self.end_ids:
-            return stop
+            before = stop - 1
+            while before > first and row.blank(before - 1):
+                before -= 1
+            closes = row.ids[stop - 1] == self.eos_id and before > first and row.ids[before - 1] in self.end_ids
+            return before if closes else stop
         while whole < len(row.ids) and row.ids[whole] not in self.end_ids and row.blank(whole):
             whole += 1
         return whole + 1 if whole < len(row.ids) and row.ids[whole] in self.end_ids else stop

@@ -24,10 +24,12 @@ from weitiao.generate.detokenize import Detokenizer, decode
 from weitiao.generate.sample import SampleOptions, Sampler
 from weitiao.methods.base import compute_dtype, computing
 from weitiao.methods.virtual import leading
+from weitiao.models import modules
 from weitiao.models.quantized import keep_plain
 
 SHARED_PREFIX_TOKENS = 16  # a shorter common prefix is not worth a forward pass of its own
 SPARE_TOKENS = 128  # room that a cache buffer has ahead, so that most steps copy one token and not the whole past
+CACHE, STATE = "past_key_values", "state"  # how a model is told its past
 SHRINK_AT = 0.75  # the cache is compacted when no more than this share of its rows is still being written
 
 
@@ -72,6 +74,7 @@ def generate(
             on_done(row, completion)
 
     order = sorted(range(len(prompts)), key=lambda row: len(prompts[row]), reverse=True)
+    batch_size = batch_size if modules.takes(model, CACHE) else 1
     with evaluating(model):
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
@@ -155,7 +158,7 @@ def evaluating(model: torch.nn.Module) -> Iterator[None]:
 def check_prompts(model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> None:
     """InputError for every prompt that is empty or longer than the model's positions."""
     limit = positions(model)
-    problems = []
+    problems = [] if any(modules.takes(model, name) for name in (CACHE, STATE)) else [_no_past(model)]
     for row, prompt in enumerate(prompts):
         if not len(prompt):
             problems.append(t("prompt {row} is empty", row=row))
@@ -172,11 +175,15 @@ def check_prompts(model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> N
         raise InputError(problems)
 
 
+def _no_past(model: PreTrainedModel) -> str:
+    message = "{family}: how it carries its past from token to token is unknown here; it can be tuned, not asked"
+    return t(message, family=model.config.model_type)
+
+
 def positions(model: Any) -> int | None:
     """How many tokens the model was made for, prompt and answer together; None where its configuration names none.
     Virtual tokens take theirs."""
-    config = model.config.get_text_config(decoder=True)
-    limit = getattr(config, "max_position_embeddings", None)
+    limit = modules.positions(model)
     return None if limit is None else limit - leading(model)
 
 
@@ -223,6 +230,7 @@ class Batch:
 
     Legend: B rows, T slots of the cache, V vocabulary. The slots are [virtual tokens | shared prefix | padding | own
     prompt | answer]; ``mask`` [B, T] says which are real, and positions count those. Without padding there is no mask.
+    A model with a state instead of keys and values is asked one row at a time: padding would enter the state.
     """
 
     def __init__(
@@ -236,14 +244,15 @@ class Batch:
         self.model = model
         self.pad_id = pad_id
         self.prompts = [list(map(int, prompt)) for prompt in prompts]
-        room = positions(model)
+        self.room = room = positions(model)
         self.limits = [
             options.max_new_tokens if room is None else min(options.max_new_tokens, room - len(prompt) + 1)
             for prompt in self.prompts
         ]
         self.device = model.device
         self.sampler = Sampler(options, rows, self.prompts, self.device)
-        self.cache = _cache(model)
+        self.cache = _cache(model) if modules.takes(model, CACHE) else None
+        self.state: list[Tensor] | None = None
         self.leading = leading(model)
         self.lengths = torch.tensor([len(prompt) for prompt in self.prompts], device=self.device)
         self.mask: Tensor | None = None
@@ -260,7 +269,8 @@ class Batch:
     def keep(self, slots: Sequence[int]) -> None:
         """Go on with these rows of the batch only; the cache gives up the others' memory."""
         index = torch.tensor(slots, device=self.device)
-        self.cache.batch_select_indices(index)
+        if self.cache is not None:
+            self.cache.batch_select_indices(index)
         self.sampler.keep(index)
         self.lengths = self.lengths[index]
         if self.mask is not None:
@@ -271,7 +281,7 @@ class Batch:
     def _prefill(self) -> Tensor:
         """Prompts -> the logits [B, V] after their last tokens."""
         shared = self._shared_prefix()
-        if shared:
+        if shared and self.cache is not None:
             first = torch.tensor([self.prompts[0][:shared]], device=self.device)
             self._forward(first, torch.arange(shared, device=self.device).unsqueeze(0), None)
             self.cache.batch_repeat_interleave(len(self.prompts))
@@ -290,23 +300,26 @@ class Batch:
 
     def _decode(self, tokens: Tensor) -> Tensor:
         place = (self.lengths + self.steps).unsqueeze(1)
-        limit = positions(self.model)
-        if limit is not None:  # rows that are done may still sit in the batch
-            place = place.clamp_max(limit - 1)
+        if self.room is not None:  # rows that are done may still sit in the batch
+            place = place.clamp_max(self.room - 1)
         self.steps += 1
-        filled = self.cache.get_seq_length() + 1
-        return self._forward(tokens.unsqueeze(1), place, None if self.mask is None else self.mask[:, :filled])
+        mask = self.mask
+        if mask is not None and self.cache is not None:
+            mask = mask[:, : self.cache.get_seq_length() + 1]
+        return self._forward(tokens.unsqueeze(1), place, mask)
 
     def _forward(self, ids: Tensor, place: Tensor, mask: Tensor | None) -> Tensor:
         """Logits [B, V] after the last of ``ids`` [B, t], which stand at ``place`` behind the virtual tokens."""
+        past = {STATE: self.state} if self.cache is None else {CACHE: self.cache}
         output = self.model(
             input_ids=ids,
             attention_mask=mask,
             position_ids=place + self.leading,
-            past_key_values=self.cache,
             use_cache=True,
             logits_to_keep=1,
+            **past,
         )
+        self.state = getattr(output, STATE, None)
         return output.logits[:, -1]
 
     def _shared_prefix(self) -> int:
@@ -315,7 +328,9 @@ class Batch:
         A sliding window counts slots of the cache: padding between the prefix and the rest would shorten it. Of a
         context that is read in both directions no part can be computed alone.
         """
-        if len(self.prompts) < 2 or any(self.cache.is_sliding) or hasattr(self.model.config, "context"):
+        if len(self.prompts) < 2 or self.cache is None or hasattr(self.model.config, "context"):
+            return 0
+        if any(self.cache.is_sliding):
             return 0
         first, last = min(self.prompts), max(self.prompts)
         shared = next(

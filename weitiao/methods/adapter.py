@@ -150,7 +150,7 @@ def _sublayers(shape: Shape, block: str) -> Iterator[tuple[str, tuple[str, str]]
     linears = {linear.name: linear for linear in shape.linears}
     parts: dict[str, list[str]] = {}
     for name, size in shape.tensors.items():
-        if name.startswith(block + ".") and len(size) > 1:
+        if name.startswith(block + ".") and sum(width > 1 for width in size) > 1:
             parts.setdefault(name.removeprefix(block + ".").split(".")[0], []).append(name.rpartition(".")[0])
     for part, names in parts.items():
         if all(name in linears for name in names):

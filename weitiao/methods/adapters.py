@@ -44,7 +44,7 @@ def passing(model: nn.Module) -> Iterator[None]:
     import torch
 
     casting: list[Any] = []
-    if compute_dtype(model) != torch.float32:  # not every layer of PEFT's casts
+    if compute_dtype(model) != torch.float32:  # then there is autocast, and not every layer of PEFT's casts
         casting = [module for module in model.modules() if getattr(module, "cast_input_dtype_enabled", False)]
     for module in casting:
         module.cast_input_dtype_enabled = False
@@ -73,7 +73,8 @@ def save(model: Any, folder: Path, base: str) -> None:
     config = copy.copy(model.peft_config[ADAPTER])
     config.inference_mode, config.base_model_name_or_path = True, base
     # the embedding is saved where it trains; PEFT's own guess would ask the hub about the base
-    state = get_peft_model_state_dict(model, adapter_name=ADAPTER, save_embedding_layers=False)
+    with _without_warnings():
+        state = get_peft_model_state_dict(model, adapter_name=ADAPTER, save_embedding_layers=False)
     state = {name: tensor.contiguous() for name, tensor in state.items()}
     save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
     config.save_pretrained(str(folder))
@@ -99,7 +100,8 @@ def load(model: Any, folder: Path, *kinds: str, name: str = ADAPTER) -> nn.Modul
         raise InputError(t("{path}: {reason}", path=folder, reason=" ".join(str(error).split()))) from error
     with safe_open(folder / WEIGHTS, framework="pt") as file:
         written = set(file.keys())
-    state = get_peft_model_state_dict(tuned, adapter_name=name, save_embedding_layers=False)
+    with _without_warnings():
+        state = get_peft_model_state_dict(tuned, adapter_name=name, save_embedding_layers=False)
     if wrong := sorted(written ^ state.keys()):
         raise misfit(folder, base, model, wrong)
     return _float32(tuned)
@@ -175,8 +177,8 @@ def _float32(model: nn.Module) -> nn.Module:
 
 @contextmanager
 def _without_warnings() -> Iterator[None]:
-    """PEFT calls names that transformers has since renamed, and wonders at its own AdaLoRA files; that is nothing a
-    person here can mend. Whether an adapter fits is checked by ourselves."""
+    """PEFT calls names that transformers has since renamed, and wonders at its own AdaLoRA files, also where a rank has
+    gone to zero; that is nothing a person here can mend. Whether an adapter fits is checked by ourselves."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         warnings.simplefilter("ignore", UserWarning)

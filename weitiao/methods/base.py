@@ -62,7 +62,7 @@ class Method(Options):
         return 0.0
 
     def training(self, model: nn.Module) -> AbstractContextManager[Any]:
-        """Held open around the forward passes under autocast, and around the backward ones, which may repeat them."""
+        """Held open around the loop's forward passes and their backward passes, which may compute layers again."""
         return nullcontext()
 
     def parameter_groups(self, model: nn.Module, learning_rate: float) -> list[dict[str, Any]]:

@@ -9,6 +9,7 @@ The result is a plain model with more layers.
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from weitiao.models.shape import Shape
+
+INDICES = ("layer_idx", "layer_id")  # what a module calls its block's place
 
 
 class Expand(Method):
@@ -44,9 +47,9 @@ class Expand(Method):
         from weitiao.models.quantized import dequantize
 
         before = shape.read(model.config)
-        _check(before)
         old, order = list(modules.blocks(model)), self.order(before.layers)
-        holder, _, attribute = before.blocks[0].rpartition(".")[0].rpartition(".")
+        _check(before, order)
+        holder, _, blocks = before.blocks[0].rpartition(".")[0].rpartition(".")
         outputs = [site.output.removeprefix(before.blocks[0] + ".") for site in sites(before, "houlsby")[:2]]
         layers, new = [], []
         for place, (source, fresh) in enumerate(order):
@@ -60,11 +63,11 @@ class Expand(Method):
                     for name in outputs:
                         for weight in _last(layer.get_submodule(name)):
                             weight.zero_()
-            parts: list[Any] = [module for module in layer.modules() if hasattr(module, "layer_idx")]
-            for module in parts:
-                module.layer_idx = place  # the cache keeps a place for each
+            for module, name in ((part, name) for part in layer.modules() for name in INDICES):
+                if hasattr(module, name):
+                    setattr(module, name, place)  # the cache keeps a place for each
             layers.append(layer)
-        setattr(modules.inner(model).get_submodule(holder), attribute, nn.ModuleList(layers))
+        setattr(modules.inner(model).get_submodule(holder), blocks, nn.ModuleList(layers))
         _lengthen(model.config, [source for source, _ in order])
         block = before.blocks[0].rpartition(".")[0]
         inside = tuple(f"{block}.{place}." for place in new)
@@ -83,8 +86,8 @@ class Expand(Method):
 
     def count(self, shape: Shape) -> int:
         """The parameters of the blocks that are copied."""
-        _check(shape)
-        sources = [source for source, fresh in self.order(shape.layers) if fresh]
+        _check(shape, order := self.order(shape.layers))
+        sources = [source for source, fresh in order if fresh]
         return sum(shape.parameters_under(shape.blocks[source]) for source in sources) + shape.head_parameters
 
     def save(self, model: nn.Module, folder: Path, base: str) -> None:
@@ -96,11 +99,30 @@ class Expand(Method):
         return model
 
 
-def _check(shape: Shape) -> None:
-    """InputError for a family whose blocks cannot be the identity."""
+def _check(shape: Shape, order: list[tuple[int, bool]]) -> None:
+    """InputError for a family whose blocks cannot be the identity, and where its class would not make such a block at
+    such a place (RWKV's first one has a norm of its own)."""
+    from weitiao.models import shape as shapes
+
     if shape.kind == "masked":
         message = "method.name=expand: {type} norms what its blocks add up, so that no block of it changes nothing"
         raise InputError(t(message, type=shape.model_type))
+    config = shapes.read_config(json.loads(shape.configuration))
+    _lengthen(config, [source for source, _ in order])
+    longer = shapes.read(config)
+    for place, (source, _) in enumerate(order):
+        if _tensors(longer, place) != _tensors(shape, source):
+            message = (
+                "method.name=expand: {type} cannot have a copy of its block {source} as block {place}; "
+                "take method.where=tail or other method.blocks"
+            )
+            raise InputError(t(message, type=shape.model_type, source=source, place=place))
+
+
+def _tensors(shape: Shape, block: int) -> dict[str, tuple[int, ...]]:
+    """Names inside a block and sizes of its tensors."""
+    prefix = shape.blocks[block] + "."
+    return {name.removeprefix(prefix): size for name, size in shape.tensors.items() if name.startswith(prefix)}
 
 
 def _last(module: Any) -> list[Any]:

@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from weitiao.errors import InputError, t
 from weitiao.methods import adapters, pissa
@@ -23,7 +23,9 @@ from weitiao.methods.base import Method, trainable
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from weitiao.models.shape import Shape
+    from weitiao.models.shape import Experts, Shape
+
+IN_CODES = "model.quantize holds experts in codes; take quantize=none, or leave the experts as they are"
 
 
 class LoRA(Method):
@@ -40,6 +42,11 @@ class LoRA(Method):
     target_modules: str | tuple[str, ...] = Field(
         default="all-linear",
         description="linears that get one: all-linear (the output head apart), or ends of dotted names",
+    )
+    target_parameters: tuple[str, ...] = Field(
+        default=(),
+        description="experts of a mixture that get one each, by ends of names (mlp.experts.gate_up_proj, "
+        "mlp.experts.down_proj); every pass then forms all of their sums, as much again as their weights take",
     )
     rslora: bool = Field(default=False, description="scale by alpha / √rank (arXiv 2312.03732), steadier at high ranks")
     dora: bool = Field(
@@ -59,21 +66,31 @@ class LoRA(Method):
         default=(), description="further modules that train whole and are saved in the adapter, by ends of dotted names"
     )
 
+    @model_validator(mode="after")
+    def _fits_experts(self) -> LoRA:
+        if self.target_parameters and (self.dora or self.dropout or self.initialize == "pissa"):
+            raise ValueError(t("target_parameters goes with neither dora, dropout nor initialize=pissa"))
+        return self
+
     def attach(self, model: Any) -> nn.Module:
         """Wrap the chosen linears of ``model``; only what is added trains, in float32."""
         from peft import LoraConfig
 
         from weitiao.models import modules, shape
+        from weitiao.models.quantized import kind_of
 
-        linears = modules.linears(model)
+        linears, own = modules.linears(model), shape.read(model.config)
         targets = modules.pick(linears, self._wanted, "method.target_modules")
-        self._saved(shape.read(model.config))
+        self._saved(own)
+        if self.chosen_experts(own) and kind_of(model):
+            raise InputError("method.target_parameters: " + t(IN_CODES))
         config = LoraConfig(
             **adapters.task_of(model, self.modules_to_save),
             r=self.rank,
             lora_alpha=self.alpha,  # pyright: ignore[reportArgumentType] (PEFT divides by it, any number will do)
             lora_dropout=self.dropout,
             target_modules=adapters.short_names(targets, [name for name, _ in model.named_modules()]),
+            target_parameters=list(self.target_parameters) or None,
             use_rslora=self.rslora,
             use_dora=self.dora,
             rank_pattern=self.rank_pattern,
@@ -88,6 +105,18 @@ class LoRA(Method):
     @property
     def _wanted(self) -> str | Sequence[str]:
         return self.target_modules
+
+    def chosen_experts(self, shape: Shape) -> list[Experts]:
+        """What ``target_parameters`` means; InputError for a name that means nothing."""
+        from weitiao.models import modules
+
+        wanted = self.target_parameters
+        targets = {name: [stack for stack in shape.experts if modules.matches(stack.name, name)] for name in wanted}
+        if lonely := [target for target, found in targets.items() if not found]:
+            known = ", ".join(dict.fromkeys(re.sub(r".*\.\d+\.", "", stack.name) for stack in shape.experts))
+            message = 'method.target_parameters: {type} keeps no experts in "{name}" ({names})'
+            raise InputError([t(message, type=shape.model_type, name=name, names=known or "-") for name in lonely])
+        return [stack for found in targets.values() for stack in found]
 
     def _saved(self, shape: Shape) -> set[str]:
         """Names of the base's parameters that train whole; InputError for an unknown module or a tied one."""
@@ -104,13 +133,16 @@ class LoRA(Method):
         return found | shape.head
 
     def count(self, shape: Shape) -> int:
-        """rank · (inputs + outputs) for every chosen linear, with DoRA its outputs as well, and what trains whole."""
+        """rank · (inputs + outputs) for every chosen linear or expert, with DoRA its outputs as well, and what trains
+        whole."""
         from weitiao.models import modules
 
         linears = {linear.name: linear for linear in shape.linears}
         targets = modules.pick(linears, self._wanted, "method.target_modules")
         added = sum(self._rank_of(name) * (linears[name].inputs + linears[name].outputs) for name in targets)
         added += sum(linears[name].outputs for name in targets) if self.dora else 0
+        experts = self.chosen_experts(shape)
+        added += sum(self._rank_of(stack.name) * stack.count * (stack.inputs + stack.outputs) for stack in experts)
         return added + sum(math.prod(shape.tensors[name]) for name in self._saved(shape))
 
     def _rank_of(self, name: str) -> int:
@@ -173,6 +205,7 @@ class LoRA(Method):
             "alpha": values["lora_alpha"],
             "dropout": values.get("lora_dropout", 0.0),
             "target_modules": values.get("target_modules") or cls.model_fields["target_modules"].default,
+            "target_parameters": values.get("target_parameters") or (),
             "rslora": values.get("use_rslora", False),
             "dora": values.get("use_dora", False),
             "rank_pattern": values.get("rank_pattern") or {},

@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from weitiao.errors import InputError, t
 from weitiao.methods.adapters import ADAPTER, layers
 
 if TYPE_CHECKING:
@@ -25,19 +24,19 @@ START = "pissa_start"  # attribute of the wrapped model: name of a linear -> A�
 def begin(model: Any) -> None:
     """Take the ``rank`` largest singular directions of every wrapped weight out of the base and into A and B."""
     import torch
-
-    from weitiao.models.quantized import QuantizedLinear
+    from torch import nn
 
     start = {}
     for name, layer in _layers(model).items():
-        base, rank, scale = layer.get_base_layer(), layer.r[ADAPTER], layer.scaling[ADAPTER]
-        if isinstance(base, QuantizedLinear):
-            raise InputError(t("method.initialize: pissa takes from the weights, which model.quantize has made codes"))
-        weight = base.weight.data.T if _transposed(layer) else base.weight.data
+        rank, scale = layer.r[ADAPTER], layer.scaling[ADAPTER]
+        weight = layer.get_base_layer().weight.detach()
+        weight = weight.T if _transposed(layer) else weight
         left, values, right = torch.linalg.svd(weight.float(), full_matrices=False)
         root = (values[:rank] / scale).sqrt()
         # in the order in which a checkpoint holds them: the fused optimiser walks weights and moments side by side
         a, b = (root[:, None] * right[:rank]).contiguous(), (left[:, :rank] * root).contiguous()
+        missing = rank - len(root)  # where the weight itself has a lower rank
+        a, b = nn.functional.pad(a, (0, 0, 0, missing)), nn.functional.pad(b, (0, missing))
         layer.lora_A[ADAPTER].weight.data, layer.lora_B[ADAPTER].weight.data = a.clone(), b.clone()
         start[name] = (a, b)
         _add(layer, a, b, -scale)
@@ -101,7 +100,14 @@ def _transposed(layer: Any) -> bool:
 
 
 def _add(layer: Any, a: Tensor, b: Tensor, scale: float) -> None:
-    """Add ``scale`` · B A to the base's weight, in float32 and rounded once."""
-    weight: nn.Parameter = layer.get_base_layer().weight
+    """Add ``scale`` · B A to the base's weight, in float32 and rounded once; codes stay as they are, and the product is
+    taken off what they stand for."""
+    from weitiao.models.quantized import QuantizedLinear
+
+    base = layer.get_base_layer()
+    if isinstance(base, QuantizedLinear):
+        base.taken = (-scale * b, a) if scale < 0 else None
+        return
+    weight: nn.Parameter = base.weight
     product = scale * (b @ a)
     weight.data = (weight.data.float() + (product.T if _transposed(layer) else product)).to(weight.dtype)

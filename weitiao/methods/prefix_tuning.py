@@ -88,6 +88,6 @@ class PrefixTuning(Method):
 
 def _check(shape: Shape) -> None:
     """InputError for a family without a cache of keys and values."""
-    if shape.kind != "causal":
+    if shape.kind != "causal" or shape.attention == "recurrent":
         message = "method.name=prefix_tuning: {type} has no cache of keys and values that a prefix could stand in"
         raise InputError(t(message, type=shape.model_type))

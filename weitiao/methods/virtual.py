@@ -10,6 +10,7 @@ evaluation see a plain model. A cache holds the vectors' keys and values like th
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +28,7 @@ from weitiao.models import modules
 
 MODULE = "virtual_tokens"
 SAVED = "prompt_embeddings"  # PEFT's name of the vectors in the file
+CACHE = "past_key_values"
 BASE = "base_model."  # and what stands there before the names of a head's tensors
 
 
@@ -93,6 +95,7 @@ class Holder(nn.Module):
         super().__init__()
         self.source, self.count, self.prefix, self.layers = source, count, prefix, layers
         self.enabled = True
+        self.pass_cache: Cache | None = None  # what the blocks read in the present pass
 
 
 def attach(model: Any, source: nn.Module, prefix: bool = False) -> nn.Module:
@@ -108,6 +111,7 @@ def attach(model: Any, source: nn.Module, prefix: bool = False) -> nn.Module:
     for block in modules.blocks(model) if prefix else ():
         # transformers takes caches from layers that are computed again, unless they only read them: ``Prefixed``
         block._can_checkpoint_with_cache = True  # type: ignore[assignment]
+        block.register_forward_pre_hook(_GiveBack(holder), with_kwargs=True)
     return model
 
 
@@ -141,7 +145,7 @@ class _Before:
 
     def __call__(self, body: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         holder, cache = self.holder, kwargs.get("past_key_values")
-        if not holder.enabled or (cache is not None and cache.get_seq_length()):
+        if not holder.enabled or kwargs.get("state") is not None or (cache is not None and cache.get_seq_length()):
             return args, kwargs
         ids = kwargs.get("input_ids", args[0] if args else None)
         inputs = kwargs.get("inputs_embeds")
@@ -172,7 +176,9 @@ class _Before:
         """``cache``, or one for this pass alone, with the prefix of every layer."""
         pairs = split(vectors.to(self._dtype()), self.holder.layers, self.model.config)
         if cache is None:
-            return Prefixed([(k.expand(rows, -1, -1, -1), v.expand(rows, -1, -1, -1)) for k, v in pairs])
+            cache = Prefixed([(k.expand(rows, -1, -1, -1), v.expand(rows, -1, -1, -1)) for k, v in pairs])
+            self.holder.pass_cache = cache
+            return cache
         for layer, (keys, values) in enumerate(pairs):
             cache.update(keys.expand(rows, -1, -1, -1), values.expand(rows, -1, -1, -1), layer)
         return cache
@@ -184,6 +190,20 @@ class _Before:
         return self.model.get_input_embeddings().weight.dtype
 
 
+class _GiveBack:
+    """Hands a block the cache that GPT-2 itself takes away from blocks that are computed again."""
+
+    def __init__(self, holder: Holder):
+        self.holder = holder
+
+    def __call__(self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        names = [*inspect.signature(block.forward).parameters]
+        place = names.index(CACHE) if CACHE in names else len(args)
+        if self.holder.pass_cache is None or place >= len(args) or args[place] is not None:
+            return None
+        return (*args[:place], self.holder.pass_cache, *args[place + 1 :]), kwargs
+
+
 class _After:
     """Cuts the outputs of the virtual tokens off."""
 
@@ -191,7 +211,7 @@ class _After:
         self.holder = holder
 
     def __call__(self, body: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
-        given = kwargs.get("inputs_embeds")
+        given, self.holder.pass_cache = kwargs.get("inputs_embeds"), None
         if self.holder.prefix or not self.holder.enabled or given is None:
             return output
         output.last_hidden_state = output.last_hidden_state[:, self.holder.count :]
@@ -231,8 +251,9 @@ def split(vectors: Tensor, layers: int, config: Any) -> list[tuple[Tensor, Tenso
 def kv_heads(config: Any) -> tuple[int, int]:
     """Number and width of the key-value heads that a cache of this model holds."""
     config = config.get_text_config(decoder=True)
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    return heads, getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    queries = getattr(config, "num_attention_heads", 1)  # a model with a state has none
+    heads = getattr(config, "num_key_value_heads", None) or queries
+    return heads, getattr(config, "head_dim", None) or config.hidden_size // queries
 
 
 def save(model: Any, folder: Path, base: str, config: Any) -> None:

@@ -239,10 +239,14 @@ class ChatGLMForCausalLM(ChatGLMPreTrainedModel, GenerationMixin):
         self.post_init()
 
     def forward(
-        self, input_ids: Tensor | None = None, logits_to_keep: int | Tensor = 0, **more: Any
+        self,
+        input_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        logits_to_keep: int | Tensor = 0,
+        **more: Any,
     ) -> CausalLMOutputWithPast:
         """As the model below; logits [B, T, V], or those of the last ``logits_to_keep`` places only."""
-        below = self.transformer(input_ids=input_ids, **more)
+        below = self.transformer(input_ids=input_ids, past_key_values=past_key_values, **more)
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(below.last_hidden_state[:, kept])
         return CausalLMOutputWithPast(logits=logits, past_key_values=below.past_key_values)

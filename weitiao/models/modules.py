@@ -11,6 +11,7 @@ gets a head that does the same.
 from __future__ import annotations
 
 import difflib
+import inspect
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
@@ -52,6 +53,20 @@ def embedding(model: nn.Module) -> nn.Embedding:
 def output_linear(model: nn.Module) -> nn.Module | None:
     """The linear whose rows are the vocabulary, tied to the embedding or not; None for a model without one."""
     return inner(model).get_output_embeddings()
+
+
+def takes(model: nn.Module, argument: str) -> bool:
+    """Whether the model's forward has an argument of this name: ``past_key_values``, or RWKV's ``state``."""
+    return argument in inspect.signature(inner(model).forward).parameters
+
+
+def positions(model: nn.Module) -> int | None:
+    """The longest input in tokens; None where the configuration names none. A family that gives padding a position of
+    its own (RoBERTa) counts tokens from the one behind it."""
+    limit = getattr(inner(model).config.get_text_config(decoder=True), "max_position_embeddings", None)
+    tables: list[Any] = [table for name, table in inner(model).named_modules() if name.endswith("position_embeddings")]
+    padding = [index for table in tables if (index := getattr(table, "padding_idx", None)) is not None]
+    return limit - max(padding, default=-1) - 1 if type(limit) is int else None
 
 
 class Head(nn.Module):
@@ -106,8 +121,9 @@ def check_head(model: nn.Module) -> None:
 
 
 def is_linear(module: nn.Module) -> bool:
-    """Whether a module is a matrix product with an optional bias: ``nn.Linear`` or GPT-2's transposed ``Conv1D``."""
-    return isinstance(module, nn.Linear | Conv1D)
+    """Whether a module is a matrix product with an optional bias: ``nn.Linear`` or GPT-2's transposed ``Conv1D``; one
+    of a mixture's experts in codes is not, as plain experts are not."""
+    return isinstance(module, nn.Linear | Conv1D) and not getattr(module, "of_a_stack", False)
 
 
 def in_out(module: nn.Module) -> tuple[int, int]:

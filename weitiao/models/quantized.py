@@ -1,6 +1,6 @@
 """Frozen linears in 4 or 8 bits, on any device: nf4 (QLoRA, Dettmers et al., arXiv 2305.14314) and int8.
 
-    quantize(model, "nf4", double=True)       # every linear but the output head, in place
+    quantize(model, "nf4", double=True)       # every linear but the output head, and a mixture's experts, in place
     dequantize(model)                         # plain linears again
 
 A quantised linear is an ``nn.Linear`` whose weight is codes. The codes are spread out for each product and forgotten
@@ -102,6 +102,7 @@ class QuantizedLinear(nn.Linear):
         self.weight_dtype = linear.weight.dtype
         self.transposed = isinstance(linear, Conv1D)  # how its family stores the weight
         self.kind = kind
+        self.taken: tuple[Tensor, Tensor] | None = None  # factors [out, r] and [r, in] of a product that is subtracted
         weight = linear.weight.T if isinstance(linear, Conv1D) else linear.weight
         buffers: dict[str, Tensor] = {}
         with torch.no_grad():
@@ -118,16 +119,23 @@ class QuantizedLinear(nn.Linear):
             self.register_buffer(name, tensor)
 
     def spread(self, dtype: torch.dtype) -> Tensor:
-        """The weight [out, in] that the codes stand for."""
+        """The weight [out, in] that the codes stand for, without what was ``taken`` from it."""
+        if self.taken is None:
+            return self._spread().to(dtype)
+        with torch.autocast(self.taken[0].device.type, enabled=False):
+            return self._spread().addmm_(*self.taken, alpha=-1).to(dtype)
+
+    def _spread(self) -> Tensor:
+        """The codes as numbers [out, in], float32."""
         state: Any = self
         if self.kind == "int8":
-            return (state.codes * state.scales[:, None]).to(dtype)
+            return state.codes * state.scales[:, None]
         double = hasattr(self, "scale_codes")
         scales = decode_scales(state.scale_codes, state.tops, state.mean) if double else state.scales
         values = byte_pairs().to(state.codes.device)[state.codes.int()].view(-1)
         missing = -len(values) % BLOCK
         blocks = nn.functional.pad(values, (0, missing)).view(-1, BLOCK) * scales[:, None]
-        return blocks.view(-1)[: len(values)].view(self.out_features, self.in_features).to(dtype)
+        return blocks.view(-1)[: len(values)].view(self.out_features, self.in_features)
 
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
@@ -185,8 +193,10 @@ def linear_bytes(outputs: int, inputs: int, kind: Kind, double: bool = False) ->
 
 
 def quantize(model: nn.Module, kind: Kind, double: bool = False, training: Collection[str] = frozenset()) -> nn.Module:
-    """Put codes in the place of every linear's weight, one linear after another; the output head stays, and so do
-    linears with a parameter among ``training``. InputError where that leaves none."""
+    """Put codes in the place of every linear's weight, and of a mixture's experts, one after another; the output head
+    stays, and so does what has a parameter among ``training``. InputError where that leaves no linear."""
+    from weitiao.models import experts
+
     linears: dict[str, Any] = dict(modules.linears(model))
     chosen = {name: linear for name, linear in linears.items() if not {f"{name}.weight", f"{name}.bias"} & {*training}}
     if not chosen:
@@ -196,6 +206,7 @@ def quantize(model: nn.Module, kind: Kind, double: bool = False, training: Colle
     for name, linear in chosen.items():
         if not isinstance(linear, QuantizedLinear):
             _replace(model, name, QuantizedLinear(linear, kind, double))
+    experts.put_in_codes(model, kind, double, training)
     return model
 
 
@@ -241,7 +252,10 @@ def quantized(model: nn.Module) -> list[QuantizedLinear]:
 
 
 def dequantize(model: nn.Module, dtype: torch.dtype = torch.float32) -> nn.Module:
-    """Put plain linears in the place of quantised ones."""
+    """Put plain linears, and a mixture's plain experts, in the place of quantised ones."""
+    from weitiao.models import experts
+
+    experts.put_back(model, dtype)
     for name, linear in list(model.named_modules()):
         if isinstance(linear, QuantizedLinear):
             _replace(model, name, _plain(linear, dtype))
@@ -258,13 +272,17 @@ def kind_of(model: nn.Module) -> dict[str, Any] | None:
 
 def plain_state(model: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
     """The state that a plain model of the same kind has, with the weights that the codes stand for."""
+    from weitiao.models import experts
+
     found = {name: module for name, module in model.named_modules() if isinstance(module, QuantizedLinear)}
     state = {
         name: tensor
         for name, tensor in model.state_dict().items()
         if name.rpartition(".")[0] not in found or name.endswith(".bias")
     }
-    state |= {f"{name}.weight": module.spread(dtype) for name, module in found.items()}
+    alone = {name: module for name, module in found.items() if not isinstance(module, experts.ExpertLinear)}
+    state |= {f"{name}.weight": module.spread(dtype) for name, module in alone.items()}
+    state |= experts.plain_state(model, dtype)
     for name, module in model.named_modules():
         if getattr(module, "transposed", False):
             state[f"{name}.weight"] = state[f"{name}.weight"].T.contiguous()

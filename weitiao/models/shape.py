@@ -33,6 +33,8 @@ SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size"
 CLOSE = 0.85  # so that hiden_size is a slip and the older rope_theta is not
 OWN = "chatglm"  # the model type of ChatGLM-6B, which transformers lacks
 LAYERS_LIMIT = 2000  # a file from outside must not make this program build a million layers
+# RWKV's trick for float16 halves weights in place on the way to evaluation, under adapters, codes and what is saved
+OVERRIDES: dict[str, dict[str, Any]] = {"rwkv": {"rescale_every": 0}}
 KERNEL_CHOICE = re.compile(r"^_?(attn|experts)_implementation")
 
 
@@ -44,6 +46,17 @@ class Linear:
     inputs: int
     outputs: int
     bias: bool
+
+
+@dataclass(frozen=True)
+class Experts:
+    """The matrices of a mixture's experts that are one tensor [count, …] by this name; no linear is."""
+
+    name: str
+    count: int
+    inputs: int
+    outputs: int
+    coded: bool  # whether ``models.quantized`` puts codes in its place
 
 
 @dataclass(frozen=True)
@@ -65,6 +78,9 @@ class Shape:
     tensors: Mapping[str, tuple[int, ...]]
     configuration: str  # JSON, what it was read from
     head: frozenset[str] = frozenset()  # names of the tensors of a task's head, which no language model has
+    attention: str = "fused"  # or "eager": a T x T matrix for every head; "recurrent": a state instead of a cache
+    experts: tuple[Experts, ...] = ()
+    experts_per_token: int = 0  # of those of a block
 
     def build(self) -> Any:
         """A model of this shape on the meta device: all of its modules, none of its weights."""
@@ -99,6 +115,19 @@ class Shape:
                 best.setdefault(found[1], []).append(found[0])
         lists = [tuple(dict.fromkeys(names)) for names in best.values()]
         return max(lists, key=lambda names: self.parameters_under(*names), default=())
+
+    @cached_property
+    def products(self) -> int:
+        """Weights that a token meets: every linear's, and of a mixture those of the experts that it is sent to."""
+        chosen = sum(stack.inputs * stack.outputs for stack in self.experts) * self.experts_per_token
+        return chosen + sum(linear.inputs * linear.outputs for linear in self.linears)
+
+    @cached_property
+    def widths(self) -> int:
+        """Numbers that go into and come out of those products, a token, and four hidden states a layer beside them."""
+        chosen = sum(stack.inputs + stack.outputs for stack in self.experts) * self.experts_per_token
+        around = 4 * self.hidden * self.layers
+        return chosen + around + sum(linear.inputs + linear.outputs for linear in self.linears)
 
     def table(self) -> list[tuple[str, int, int, int]]:
         """(name, inputs, outputs, count) of the linears, layers of the same kind in one line."""
@@ -166,7 +195,7 @@ def _checked(values: dict[str, Any], where: str) -> PretrainedConfig:
     kind = CONFIG_MAPPING[model_type]
     _check_sizes(values, kind.attribute_map, where)
     try:
-        return kind.from_dict(_without_kernels(values))
+        return kind.from_dict(_without_kernels(values) | OVERRIDES.get(model_type, {}))
     except Exception as error:  # each class validates in its own way; whatever it says is about this file
         raise InputError(t("{file}: {reason}", file=where, reason=" ".join(str(error).split()))) from error
 
@@ -255,7 +284,8 @@ def read(source: str | Path | Mapping[str, Any] | PretrainedConfig, vocab_size: 
     from transformers import PretrainedConfig
 
     config = source if isinstance(source, PretrainedConfig) else read_config(source)
-    values = config.to_dict() | ({} if vocab_size is None else {"vocab_size": vocab_size})
+    values = config.to_dict() | OVERRIDES.get(config.model_type, {})
+    values |= {} if vocab_size is None else {"vocab_size": vocab_size}
     return _measure(config.model_type, json.dumps(values, sort_keys=True, default=str))
 
 
@@ -284,7 +314,7 @@ def _measure(model_type: str, text: str) -> Shape:
         head_dim=_size(config, "head_dim") or hidden // query_heads,
         intermediate=_size(config, "intermediate_size") or _size(config, "n_inner") or 4 * hidden,
         vocab=vocab,
-        positions=_size(config, "max_position_embeddings"),
+        positions=modules.positions(model),
         tied=output is not None and output.weight is modules.embedding(model).weight,
         linears=tuple(
             Linear(name, *modules.in_out(module), bias=getattr(module, "bias", None) is not None)
@@ -293,7 +323,34 @@ def _measure(model_type: str, text: str) -> Shape:
         tensors={name: tuple(parameter.shape) for name, parameter in model.named_parameters()},
         configuration=json.dumps(values),
         head=head,
+        attention=_attention(model),
+        experts=tuple(_experts(model)),
+        experts_per_token=_size(config, "num_experts_per_tok") or _size(config, "num_experts") or 0,
     )
+
+
+def _attention(model: Any) -> str:
+    from weitiao.models import modules
+
+    if model._is_stateful and not modules.takes(model, "past_key_values"):
+        return "recurrent"
+    return "fused" if model._supports_sdpa else "eager"
+
+
+def _experts(model: Any) -> Iterator[Experts]:
+    """A mixture's tensors of three dimensions; modules say whether they hold them as [count, inputs, outputs]."""
+    from torch import nn
+
+    from weitiao.models import experts
+
+    coded = {name for name, _ in experts.mixtures(model)}
+    for name, module in model.named_modules():
+        for own, weight in module.named_parameters(recurse=False):
+            if weight.ndim == 3 and weight.shape[0] > 1 and not isinstance(module, nn.Conv1d):
+                count, outputs, inputs = weight.shape
+                if getattr(module, "is_transposed", False):
+                    inputs, outputs = outputs, inputs
+                yield Experts(f"{name}.{own}", count, inputs, outputs, name in coded)
 
 
 def _outermost(head: Collection[str], names: Collection[str]) -> tuple[str, ...]:

@@ -7,7 +7,8 @@ They know nothing; they exist so that every path of the project runs in millisec
 really be used. The same family and seed give the same bytes. The templates are written for this project in the
 style of each family, with its traits: Llama 2 has no tools, Qwen 3 writes an empty thought into the last turn only,
 Mistral puts the tools before the last question, Gemma refuses a system turn, GLM ends a turn with the next role,
-ChatGLM (the first) writes the mask and <sop> behind everything that was said.
+Phi-3 closes a finished conversation with its end token, ChatGLM (the first) writes the mask and <sop> behind everything
+that was said.
 """
 
 from __future__ import annotations
@@ -17,8 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from weitiao.errors import InputError, t
-from weitiao.models.shape import quiet
-from weitiao.weights import icetext
+from weitiao.models.shape import auto_class, quiet
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -33,177 +33,7 @@ SENTENCES = (
     'system user assistant tool {"name": "search_hotels", "arguments": {"rating_range_lower": 4.5}}',
 )
 TOKENIZER_SIZE = 384  # 256 bytes, the special tokens, and the merges that fit
-
-LLAMA2_TEMPLATE = """\
-{%- set turns = messages | rejectattr('role', 'equalto', 'system') | list -%}
-{%- for message in turns -%}
-{%- if (message.role == 'user') != (loop.index0 % 2 == 0) -%}
-{{- raise_exception('user and assistant turns must alternate') -}}
-{%- endif -%}
-{%- if message.role == 'user' -%}
-{{- bos_token + '[INST] ' + (messages[0].role == 'system' and loop.first and
-    '<<SYS>>\\n' + messages[0].content + '\\n<</SYS>>\\n\\n' or '') + message.content.strip() + ' [/INST]' -}}
-{%- else -%}
-{{- ' ' + message.content.strip() + ' ' + eos_token -}}
-{%- endif -%}
-{%- endfor -%}
-"""
-
-LLAMA3_TEMPLATE = """\
-{{- bos_token -}}
-{%- set first_user = namespace(seen=false) -%}
-{%- for message in messages -%}
-{%- if message.role == 'tool' -%}
-{{- '<|start_header_id|>ipython<|end_header_id|>\\n\\n' + message.content + '<|eot_id|>' -}}
-{%- elif message.tool_calls -%}
-{%- if message.tool_calls | length > 1 -%}{{- raise_exception('only one call in a turn') -}}{%- endif -%}
-{%- set call = message.tool_calls[0].function -%}
-{{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' -}}
-{{- '{"name": "' + call.name + '", "parameters": ' + (call.arguments | tojson) + '}<|eot_id|>' -}}
-{%- else -%}
-{{- '<|start_header_id|>' + message.role + '<|end_header_id|>\\n\\n' -}}
-{%- if tools and message.role == 'user' and not first_user.seen -%}
-{%- set first_user.seen = true -%}
-{{- 'Functions you may call; to call one, write {"name": its name, "parameters": its arguments}:\\n\\n' -}}
-{%- for tool in tools -%}{{- (tool | tojson) + '\\n\\n' -}}{%- endfor -%}
-{%- endif -%}
-{{- message.content | trim + '<|eot_id|>' -}}
-{%- endif -%}
-{%- endfor -%}
-{%- if add_generation_prompt -%}{{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' -}}{%- endif -%}
-"""
-
-CHATML_TOOLS = """\
-{%- set system = messages[0].content if messages[0].role == 'system' else '' -%}
-{%- if tools -%}
-{{- '<|im_start|>system\\n' + (system + '\\n\\n' if system else '') -}}
-{{- '# Tools\\n\\nThe functions at hand:\\n<tools>' -}}
-{%- for tool in tools -%}{{- '\\n' + (tool | tojson) -}}{%- endfor -%}
-{{- '\\n</tools>\\n\\nA call is one JSON object with name and arguments inside a tag:\\n' -}}
-{{- '<tool_call>\\n{"name": <name>, "arguments": <arguments>}\\n</tool_call><|im_end|>\\n' -}}
-{%- elif system -%}
-{{- '<|im_start|>system\\n' + system + '<|im_end|>\\n' -}}
-{%- endif -%}
-"""
-CHATML_CALLS = """\
-{%- if message.content and message.tool_calls -%}{{- '\\n' -}}{%- endif -%}
-{%- for call in message.tool_calls or [] -%}
-{%- if not loop.first -%}{{- '\\n' -}}{%- endif -%}
-{{- '<tool_call>\\n{"name": "' + call.function.name + '", "arguments": ' -}}
-{{- (call.function.arguments | tojson) + '}\\n</tool_call>' -}}
-{%- endfor -%}
-{{- '<|im_end|>\\n' -}}
-"""
-CHATML_RESULT = """\
-{%- elif message.role == 'tool' -%}
-{%- if loop.first or messages[loop.index0 - 1].role != 'tool' -%}{{- '<|im_start|>user' -}}{%- endif -%}
-{{- '\\n<tool_response>\\n' + message.content + '\\n</tool_response>' -}}
-{%- if loop.last or messages[loop.index0 + 1].role != 'tool' -%}{{- '<|im_end|>\\n' -}}{%- endif -%}
-{%- endif -%}
-{%- endfor -%}
-"""
-QWEN2_TEMPLATE = (
-    CHATML_TOOLS
-    + """\
-{%- for message in messages -%}
-{%- if message.role == 'user' or (message.role == 'system' and not loop.first) -%}
-{{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' -}}
-{%- elif message.role == 'assistant' -%}
-{{- '<|im_start|>assistant\\n' + (message.content or '') -}}
-"""
-    + CHATML_CALLS
-    + CHATML_RESULT
-    + "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}\n"
-)
-QWEN3_TEMPLATE = (
-    CHATML_TOOLS
-    + """\
-{%- set last = namespace(user=-1) -%}
-{%- for message in messages -%}
-{%- if message.role == 'user' -%}{%- set last.user = loop.index0 -%}{%- endif -%}
-{%- endfor -%}
-{%- for message in messages -%}
-{%- if message.role == 'user' or (message.role == 'system' and not loop.first) -%}
-{{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' -}}
-{%- elif message.role == 'assistant' -%}
-{{- '<|im_start|>assistant\\n' -}}
-{%- set thought = message.reasoning_content | default('', true) -%}
-{%- if loop.index0 > last.user and (loop.last or thought) -%}
-{{- '<think>\\n' + thought + '\\n</think>\\n\\n' -}}
-{%- endif -%}
-{{- message.content or '' -}}
-"""
-    + CHATML_CALLS
-    + CHATML_RESULT
-    + """\
-{%- if add_generation_prompt -%}
-{{- '<|im_start|>assistant\\n' -}}
-{%- if enable_thinking is defined and enable_thinking is false -%}{{- '<think>\\n\\n</think>\\n\\n' -}}{%- endif -%}
-{%- endif -%}
-"""
-)
-
-MISTRAL_TEMPLATE = """\
-{%- set system = messages[0].content + '\\n\\n' if messages[0].role == 'system' else '' -%}
-{%- set last = namespace(user=-1) -%}
-{%- for message in messages -%}
-{%- if message.role == 'user' -%}{%- set last.user = loop.index0 -%}{%- endif -%}
-{%- endfor -%}
-{{- bos_token -}}
-{%- for message in messages -%}
-{%- if message.role == 'user' -%}
-{%- if tools and loop.index0 == last.user -%}
-{{- '[AVAILABLE_TOOLS] ' + (tools | tojson) + '[/AVAILABLE_TOOLS]' -}}
-{%- endif -%}
-{{- '[INST] ' + (system if loop.index0 == last.user else '') + message.content + '[/INST]' -}}
-{%- elif message.role == 'tool' -%}
-{{- '[TOOL_RESULTS] ' + ({'content': message.content} | tojson) + '[/TOOL_RESULTS]' -}}
-{%- elif message.tool_calls -%}
-{{- '[TOOL_CALLS] [' -}}
-{%- for call in message.tool_calls -%}
-{{- (', ' if not loop.first else '') + '{"name": "' + call.function.name + '", "arguments": ' -}}
-{{- (call.function.arguments | tojson) + (', "id": "' + call.id + '"' if call.id else '') + '}' -}}
-{%- endfor -%}
-{{- ']' + eos_token -}}
-{%- elif message.role == 'assistant' -%}
-{{- ' ' + message.content + eos_token -}}
-{%- endif -%}
-{%- endfor -%}
-"""
-
-GEMMA_TEMPLATE = """\
-{{- bos_token -}}
-{%- if messages[0].role == 'system' -%}{{- raise_exception('this model has no system turn') -}}{%- endif -%}
-{%- for message in messages -%}
-{%- if (message.role == 'user') != (loop.index0 % 2 == 0) -%}
-{{- raise_exception('user and assistant turns must alternate') -}}
-{%- endif -%}
-{{- '<start_of_turn>' + ('model' if message.role == 'assistant' else message.role) + '\\n' -}}
-{{- message.content | trim + '<end_of_turn>\\n' -}}
-{%- endfor -%}
-{%- if add_generation_prompt -%}{{- '<start_of_turn>model\\n' -}}{%- endif -%}
-"""
-
-GLM_TEMPLATE = """\
-{{- '[gMASK]<sop>' -}}
-{%- if tools -%}
-{{- '<|system|>\\nFunctions you may call:' -}}
-{%- for tool in tools -%}{{- '\\n\\n## ' + (tool.function or tool).name + '\\n\\n' + (tool | tojson) -}}{%- endfor -%}
-{%- endif -%}
-{%- for message in messages -%}
-{%- if message.role == 'tool' -%}
-{{- '<|observation|>\\n' + message.content -}}
-{%- else -%}
-{%- if message.content or not message.tool_calls -%}
-{{- '<|' + message.role + '|>\\n' + message.content -}}
-{%- endif -%}
-{%- for call in message.tool_calls or [] -%}
-{{- '<|assistant|>' + call.function.name + '\\n' + (call.function.arguments | tojson) -}}
-{%- endfor -%}
-{%- endif -%}
-{%- endfor -%}
-{%- if add_generation_prompt -%}{{- '<|assistant|>' -}}{%- endif -%}
-"""
+TEMPLATES = Path(__file__).parent / "templates"
 
 
 @dataclass(frozen=True)
@@ -217,14 +47,21 @@ class Family:
     prefix: tuple[str, ...] = ()  # what the tokenizer itself puts before every text
     suffix: tuple[str, ...] = ()
     stops: tuple[str, ...] = ()  # end-of-turn tokens beside eos
-    template: str | None = None
+    chat: str = ""  # the template's file; base models have none
     normalizer: str = ""
     split: str = ""  # the family's own pattern for cutting text into words, where it has one
+
+    @property
+    def template(self) -> str | None:
+        """The chat template's text."""
+        return (TEMPLATES / f"{self.chat}.jinja").read_text(encoding="utf-8") if self.chat else None
 
 
 SIZES: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
 SIZES |= {"initializer_range": 0.1}  # wide enough that the logits of a random model differ clearly
 DECODER = SIZES | {"num_key_value_heads": 2, "max_position_embeddings": 1024}
+ENCODER = SIZES | {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+END_OF_TEXT = {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>"}
 LLAMA_SPECIAL = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
 CHATML_SPECIAL = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
 QWEN_SPLIT = (
@@ -232,15 +69,16 @@ QWEN_SPLIT = (
 )
 MISTRAL_TOOLS = ("[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]", "[TOOL_RESULTS]", "[/TOOL_RESULTS]")
 GLM_ROLES = ("<|user|>", "<|observation|>")
+EXPERTS = {"moe_intermediate_size": 32, "num_experts": 4, "num_experts_per_tok": 2}
 
 FAMILIES: dict[str, Family] = {
     "gpt2": Family(
         "GPT2Config",
         {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 1024, "initializer_range": 0.1}
         | {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
-        {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>"},
+        END_OF_TEXT,
     ),
-    "llama": Family("LlamaConfig", DECODER, LLAMA_SPECIAL, prefix=("<s>",), template=LLAMA2_TEMPLATE),
+    "llama": Family("LlamaConfig", DECODER, LLAMA_SPECIAL, prefix=("<s>",), chat="llama2"),
     "llama3": Family(
         "LlamaConfig",
         DECODER | {"tie_word_embeddings": True},
@@ -248,7 +86,7 @@ FAMILIES: dict[str, Family] = {
         ("<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>"),
         prefix=("<|begin_of_text|>",),
         stops=("<|end_of_text|>",),
-        template=LLAMA3_TEMPLATE,
+        chat="llama3",
     ),
     "qwen2": Family(
         "Qwen2Config",
@@ -256,7 +94,7 @@ FAMILIES: dict[str, Family] = {
         CHATML_SPECIAL,
         ("<|im_start|>",),
         stops=("<|endoftext|>",),
-        template=QWEN2_TEMPLATE,
+        chat="qwen2",
         normalizer="NFC",
         split=QWEN_SPLIT,
     ),
@@ -266,7 +104,7 @@ FAMILIES: dict[str, Family] = {
         CHATML_SPECIAL,
         ("<|im_start|>",),
         stops=("<|endoftext|>",),
-        template=QWEN3_TEMPLATE,
+        chat="qwen3",
         normalizer="NFC",
         split=QWEN_SPLIT,
     ),
@@ -276,7 +114,7 @@ FAMILIES: dict[str, Family] = {
         LLAMA_SPECIAL,
         ("[INST]", "[/INST]", "[TOOL_CALLS]", *MISTRAL_TOOLS),
         prefix=("<s>",),
-        template=MISTRAL_TEMPLATE,
+        chat="mistral",
     ),
     "gemma": Family(
         "GemmaConfig",
@@ -285,7 +123,7 @@ FAMILIES: dict[str, Family] = {
         ("<start_of_turn>", "<end_of_turn>"),
         prefix=("<bos>",),
         stops=("<end_of_turn>",),
-        template=GEMMA_TEMPLATE,
+        chat="gemma",
     ),
     "glm": Family(
         "GlmConfig",
@@ -294,7 +132,55 @@ FAMILIES: dict[str, Family] = {
         ("[gMASK]", "<sop>", "<|system|>", "<|assistant|>", *GLM_ROLES),
         prefix=("[gMASK]", "<sop>"),
         stops=GLM_ROLES,
-        template=GLM_TEMPLATE,
+        chat="glm",
+    ),
+    "glm4": Family(
+        "Glm4Config",
+        DECODER | {"head_dim": 16},
+        {"eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"},
+        ("[gMASK]", "<sop>", "<|system|>", "<|assistant|>", *GLM_ROLES),
+        prefix=("[gMASK]", "<sop>"),
+        stops=GLM_ROLES,
+        chat="glm",
+    ),
+    "phi": Family("PhiConfig", DECODER | {"num_key_value_heads": 4}, END_OF_TEXT),
+    "phi3": Family(
+        "Phi3Config",
+        DECODER | {"sliding_window": 512},
+        {"bos_token": "<s>", "eos_token": "<|endoftext|>", "unk_token": "<unk>", "pad_token": "<|endoftext|>"},
+        ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>"),
+        stops=("<|end|>",),
+        chat="phi3",
+    ),
+    "qwen2_moe": Family(
+        "Qwen2MoeConfig",
+        DECODER | EXPERTS | {"shared_expert_intermediate_size": 96},
+        CHATML_SPECIAL,
+        ("<|im_start|>",),
+        stops=("<|endoftext|>",),
+        chat="qwen2",
+        normalizer="NFC",
+        split=QWEN_SPLIT,
+    ),
+    "qwen3_moe": Family(
+        "Qwen3MoeConfig",
+        DECODER | EXPERTS | {"head_dim": 32, "norm_topk_prob": True},
+        CHATML_SPECIAL,
+        ("<|im_start|>",),
+        stops=("<|endoftext|>",),
+        chat="qwen3",
+        normalizer="NFC",
+        split=QWEN_SPLIT,
+    ),
+    "bloom": Family(
+        "BloomConfig",
+        {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "initializer_range": 0.1},
+        {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"},
+    ),
+    "rwkv": Family(
+        "RwkvConfig",
+        {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "max_position_embeddings": 1024},
+        END_OF_TEXT,
     ),
     "chatglm": Family(
         "ChatGLMConfig",
@@ -302,11 +188,11 @@ FAMILIES: dict[str, Family] = {
         {"pad_token": "<pad>", "bos_token": "<sop>", "eos_token": "<eop>"},
         ("[MASK]", "[gMASK]"),
         suffix=("[gMASK]", "<sop>"),
-        template=icetext.TEMPLATE,
+        chat="chatglm",
     ),
     "bert": Family(
         "BertConfig",
-        SIZES | {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
+        ENCODER,
         {
             "pad_token": "[PAD]",
             "unk_token": "[UNK]",
@@ -317,6 +203,21 @@ FAMILIES: dict[str, Family] = {
         prefix=("[CLS]",),
         suffix=("[SEP]",),
         normalizer="Lowercase",
+    ),
+    "roberta": Family(
+        "RobertaConfig",
+        ENCODER | {"max_position_embeddings": 514},  # two of which no token has: padding's, and the one before it
+        {
+            "bos_token": "<s>",
+            "pad_token": "<pad>",
+            "eos_token": "</s>",
+            "unk_token": "<unk>",
+            "mask_token": "<mask>",
+            "cls_token": "<s>",
+            "sep_token": "</s>",
+        },
+        prefix=("<s>",),
+        suffix=("</s>",),
     ),
 }
 
@@ -377,10 +278,9 @@ def make_model(name: str, tokenizer: PreTrainedTokenizerFast, seed: int = 0, **c
     vocab_size = (len(tokenizer) // 64 + 1) * 64  # more rows than tokens, as in most published models
     options = kind.sizes | ids | {"vocab_size": vocab_size, "dtype": "float32"} | config
     settings = (getattr(transformers, kind.config, None) or register())(**options)
-    of = transformers.AutoModelForMaskedLM if name == "bert" else transformers.AutoModelForCausalLM
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return of.from_config(settings).eval()
+        return auto_class(settings).from_config(settings).eval()
 
 
 def make(family: str, folder: str | Path | None = None, seed: int = 0, **config: Any) -> Any:

@@ -1,32 +1,27 @@
 """What autograd keeps of a forward pass, from the shape alone.
 
     found = tape(shape, method, "float32")
-    found.kept_bytes(tokens=8 * 512, trained=700, recompute=False)
+    found.kept_bytes(tokens=8 * 512, length=512, trained=700, recompute=False)
 
-Counted by role, per token of a micro-batch and block (h hidden, q = heads x head size, k the same for the key heads,
-i intermediate): inputs of the norms, of the attention product (no T x T matrix: the fused kernels keep none), of the
-activation function and of every matrix product whose weight, or whose adapter, trains. A block below the first one
-that trains keeps nothing. Recomputation keeps each block's input and one whole block at a time.
+Counted per token of a micro-batch and block, by the roles of ``plan.blocks``. A block below the first one that trains
+keeps nothing. Recomputation keeps each block's input and one whole block at a time.
 """
 
 from __future__ import annotations
 
-import re
 import sys
 from dataclasses import dataclass
 
 from weitiao.methods.base import Method
 from weitiao.methods.lora import LoRA
-from weitiao.models import modules
 from weitiao.models.shape import Shape
+from weitiao.plan.blocks import block_bytes, square_bytes
 from weitiao.train.logps import CHUNK_ELEMENTS
 
 FLOAT_BYTES = 4
 CHUNK_ROWS = 16
 HEAP_SHARE, ADAPTER_HEAP_SHARE = 0.4, 0.9
 KERNELS, KERNEL_BYTES = 1024, 570_000  # oneDNN's cache and the size of one entry, measured
-NORM = re.compile(r"(norm\w*|ln_\d)\.weight$")
-COMPOSED = {"gpt2": 4}  # activation functions written as several products, each keeping what it multiplies
 
 
 @dataclass(frozen=True)
@@ -37,23 +32,28 @@ class Tape:
     block_bytes: float  # one block, per token
     blocks: int  # how many blocks keep anything
     hidden_bytes: int  # one hidden state, per token
+    square_bytes: int  # more of one block, per token and token of its row
     work_bytes: float  # gradients in flight while one block is worked on, per token
     heap_share: float  # what glibc's heap holds and cannot reuse, as a share of what all blocks keep
     weight_copies: int  # trained weights cast to the compute dtype, held until the backward pass
+    sum_bytes: int  # experts with what an adapter adds, formed anew in every block
     head_row_bytes: int
     head_work_bytes: int  # a piece of logits and, where the head trains, its gradient
 
-    def kept_bytes(self, tokens: int, trained: int, recompute: bool) -> int:
-        """The peak over the weights and the optimiser of one micro-batch of ``tokens`` padded tokens, ``trained`` of
-        them predicted."""
-        every = self.blocks * self.block_bytes
-        blocks = self.blocks * self.hidden_bytes + self.block_bytes if recompute else every
-        per_token = blocks + self.work_bytes + 2 * self.hidden_bytes + self.heap_share * every
-        return int(tokens * per_token + trained * self.head_row_bytes + self.head_work_bytes + self.weight_copies)
+    def kept_bytes(self, tokens: int, length: int, trained: int, recompute: bool) -> int:
+        """The peak over the weights and the optimiser of one micro-batch of ``tokens`` padded tokens in rows of
+        ``length``, ``trained`` of them predicted."""
+        squares = length * self.square_bytes
+        block, every = self.block_bytes + squares, self.blocks * (self.block_bytes + squares)
+        blocks = self.blocks * self.hidden_bytes + block if recompute else every
+        per_token = blocks + self.work_bytes + squares + 2 * self.hidden_bytes + self.heap_share * every
+        copies = self.weight_copies + self.sum_bytes * (1 + (1 if recompute else self.blocks))  # and a gradient of one
+        return int(tokens * per_token + trained * self.head_row_bytes + self.head_work_bytes + copies)
 
-    def forward_bytes(self, tokens: int) -> int:
+    def forward_bytes(self, tokens: int, length: int) -> int:
         """The peak of the same pass when nothing is kept."""
-        return int(tokens * (self.work_bytes + 2 * self.hidden_bytes) + self.head_work_bytes)
+        work = self.work_bytes + 2 * length * self.square_bytes
+        return int(tokens * (work + 2 * self.hidden_bytes) + self.head_work_bytes + self.sum_bytes)
 
 
 def tape(shape: Shape, method: Method, dtype: str) -> Tape:
@@ -62,15 +62,18 @@ def tape(shape: Shape, method: Method, dtype: str) -> Tape:
     names = method.base_names(shape)
     head = {name for name, size in shape.tensors.items() if size == (shape.vocab, shape.hidden)}
     trained_head = shape.vocab * shape.hidden if head & names else 0
+    summed = method.chosen_experts(shape) if isinstance(method, LoRA) else []
     matrices = sum(linear.inputs * linear.outputs for linear in shape.linears if f"{linear.name}.weight" in names)
     return Tape(
         item_bytes=item,
         block_bytes=block_bytes(shape, method, item),
+        square_bytes=square_bytes(shape, item),
         blocks=kept_blocks(shape, method),
         hidden_bytes=shape.hidden * item,
         work_bytes=item * (3 * shape.intermediate + 2 * shape.hidden),
         heap_share=heap_share(method, item),
         weight_copies=0 if item == FLOAT_BYTES else item * matrices,
+        sum_bytes=item * sum(stack.count * stack.inputs * stack.outputs for stack in summed) // shape.layers,
         head_row_bytes=2 * shape.hidden * item + 2 * FLOAT_BYTES,
         head_work_bytes=2 * FLOAT_BYTES * (max(CHUNK_ELEMENTS, CHUNK_ROWS * shape.vocab) + trained_head),
     )
@@ -105,34 +108,3 @@ def kept_blocks(shape: Shape, method: Method) -> int:
         if not names or any(name.startswith(block + ".") for name in names):
             return shape.layers - number
     return 0
-
-
-def block_bytes(shape: Shape, method: Method, item: int) -> float:
-    """What one block keeps per token; ``item`` is the size of a number in the compute dtype."""
-    block = shape.blocks[-1] + "."
-    sizes = {name.removeprefix(block): size for name, size in shape.tensors.items() if name.startswith(block)}
-    q, kv, h, i = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim, shape.hidden, shape.intermediate
-    norms = {name: size for name, size in sizes.items() if NORM.search(name)}
-    normed = h * sum(size == (h,) for size in norms.values())
-    if any(size != (h,) for size in norms.values()):  # queries and keys are normed as well
-        normed += q + kv
-    rms = not any(name.replace(".weight", ".bias") in sizes for name in norms)
-    gated = any("gate" in name for name in sizes)
-
-    kept = normed * (FLOAT_BYTES if rms else item)  # RMSNorm computes in float32 and keeps that
-    trained = method.base_names(shape)
-    if rms and trained:
-        kept += normed * FLOAT_BYTES  # what the gain, held in float32, multiplied
-    kept += item * (2 * q + 2 * kv)  # queries, keys, values, and what comes of them, the next product's input
-    kept += item * i * (3 if gated else COMPOSED.get(shape.model_type, 1))
-    linears = [linear for linear in shape.linears if linear.name.startswith(block)]
-    if isinstance(method, LoRA):
-        names = [linear.name for linear in shape.linears]
-        targets = set(modules.pick(names, method.target_modules, "method.target_modules"))
-        linears = [linear for linear in linears if linear.name in targets]
-        kept += item * method.rank * len(linears)
-    inputs = [(linear.name.rpartition(".")[0], linear.inputs) for linear in linears]
-    if item == FLOAT_BYTES or not trained:  # products of one input share it; else each casts the norm's float32 output
-        inputs = list(dict.fromkeys(inputs))
-    kept += item * sum(size for _, size in inputs if size != q or q == h)
-    return kept + FLOAT_BYTES * (shape.heads + 2 * len(norms))  # log-sum-exp of the attention, scales of the norms

@@ -17,6 +17,7 @@ from weitiao.data.tokenizer import TokenizerOptions
 from weitiao.errors import InputError, t
 from weitiao.evaluate.tasks import LABEL_MEASURES, EvaluateOptions
 from weitiao.methods.base import Method
+from weitiao.methods.lora import IN_CODES
 from weitiao.models.load import ModelOptions
 from weitiao.train.options import TrainOptions
 from weitiao.train.tasks import TaskOptions
@@ -97,6 +98,8 @@ def contradictions(recipe: Sections, measured: bool) -> Iterator[tuple[str, str]
     if recipe.train.paged_optimizer and machine.device() == "cpu" and machine.in_memory(recipe.output):
         message = "{path} lies in memory (tmpfs), where a file frees none; take an output on a disk"
         yield "train.paged_optimizer", t(message, path=recipe.output)
+    if getattr(recipe.method, "target_parameters", ()) and recipe.model.quantize != "none":
+        yield "method.target_parameters", t(IN_CODES)
     measured = measured or (recipe.task.name == "classify" and recipe.train.best in LABEL_MEASURES)
     if recipe.train.best not in (None, "loss") and not measured:
         yield "train.best", t("nothing measures {name}; take loss or null", name=recipe.train.best)

@@ -205,14 +205,14 @@ def plan(
     recompute = recomputes(options, shape, course.micro_batch_tokens, dtype, facts)
     cost = speed.Cost.of(shape, method, tape, facts, recompute, options.optimizer)
     steps = walk(course, tape, held, cost, recompute)
-    padded, pass_seconds = validation_pass(validation, course.micro_batch_tokens, cost)
+    pass_bytes, pass_seconds = validation_pass(validation, course.micro_batch_tokens, tape, cost)
     kernels = activations.kernel_bytes(shape, method, tape.item_bytes, steps.sizes) if facts.device == "cpu" else 0
     kept = held.weights + held.moments - held.paged + kernels
     disk = disk_bytes(shape, method, options, held, dtype)
     needs = {
         "load": (loading_bytes(shape, dtype, file_bytes), 0),
         "train": (kept + steps.peak_bytes, held.paged if facts.device == "cpu" else 0),
-        "evaluate": (kept + tape.forward_bytes(padded), 0),
+        "evaluate": (kept + pass_bytes, 0),
         "checkpoint": (kept + min(held.paged, max(held.window, SHARD_BYTES)), disk),
     }
     phases = tuple(placed(name, *need, facts, held.paged) for name, need in needs.items())
@@ -256,7 +256,7 @@ def walk(course: Course, tape: Tape, held: Held, cost: speed.Cost, recompute: bo
             seconds += cost.micro_batch_seconds(len(batch), length, trained)
             read += sum(map(len, batch))
             sizes.add(len(batch) * length)
-            kept = tape.kept_bytes(len(batch) * length, trained, recompute)
+            kept = tape.kept_bytes(len(batch) * length, length, trained, recompute)
             # gradients take the place of activations as a backward pass goes; those of a former one are all there
             needed = held.gradients + kept if number else max(held.gradients, kept)
             needed = max(needed, held.gradients + held.window)
@@ -265,24 +265,23 @@ def walk(course: Course, tape: Tape, held: Held, cost: speed.Cost, recompute: bo
     return Steps(read, worst, tokens, peak, seconds, len(sizes))
 
 
-def validation_pass(rows: Sequence[Example], bound: int, cost: speed.Cost) -> tuple[int, float]:
-    """Padded tokens of the largest micro-batch of a pass over the validation rows, and the time of one."""
+def validation_pass(rows: Sequence[Example], bound: int, tape: Tape, cost: speed.Cost) -> tuple[int, float]:
+    """The peak of a pass over the validation rows, and its time."""
     lengths = [len(example) for example in rows]
-    padded, seconds = 0, 0.0
+    peak, seconds = tape.forward_bytes(0, 0), 0.0
     for batches in plan_epoch(lengths, 64, bound, 0, 0):
         for batch in batches:
             length = padded_length(max(lengths[row] for row in batch))
-            padded = max(padded, len(batch) * length)
+            peak = max(peak, tape.forward_bytes(len(batch) * length, length))
             seconds += cost.forward_seconds(len(batch), length, sum(rows[row].trained_tokens for row in batch))
-    return padded, seconds
+    return peak, seconds
 
 
 def recomputes(options: TrainOptions, shape: Shape, tokens: int, dtype: str, facts: Facts) -> bool:
     """Whether the loop will forget activations and compute them again, by the loop's own rule."""
     if options.memory != "auto":
         return options.memory == "low"
-    widths = sum(linear.inputs + linear.outputs for linear in shape.linears) + 4 * shape.hidden * shape.layers
-    return 2 * widths * tokens * ITEM_BYTES[dtype] > facts.available_bytes // 2
+    return 2 * shape.widths * tokens * ITEM_BYTES[dtype] > facts.available_bytes // 2
 
 
 def loading_bytes(shape: Shape, dtype: str, file_bytes: int) -> int:

@@ -29,6 +29,7 @@ from weitiao.models.heads import Head
 from weitiao.models.load import ModelOptions, choose_dtype, load_tokenizer
 from weitiao.plan import phases
 from weitiao.plan.checks import Sections
+from weitiao.plan.report import size
 from weitiao.runs import Run, command, is_run
 from weitiao.train.progress import counting
 from weitiao.weights import fetch, inspect
@@ -79,7 +80,7 @@ def prepare(recipe: Sections, generators: Generators, tokenizer_folder: Path) ->
     for line in (*splits.said, *(() if head else renderer.said), *getattr(rows, "said", ())):
         print(line, file=sys.stderr)
     _say_examples(rows, validation)
-    dtype = choose_dtype(model.dtype, new)
+    dtype, training = choose_dtype(model.dtype, new), recipe.method.base_names(shape)
     plan = phases.plan(
         shape,
         recipe.method,
@@ -90,9 +91,9 @@ def prepare(recipe: Sections, generators: Generators, tokenizer_folder: Path) ->
         dtype=dtype,
         validation=validation,
         file_bytes=0 if base is None or new else inspect.weight_bytes(base),
-        saved_bytes=_saved_by_quantization(shape, model, phases.ITEM_BYTES[dtype]),
+        saved_bytes=saved_by_quantization(shape, model, training, phases.ITEM_BYTES[dtype]),
     )
-    return Prepared(model, tokenizer, renderer, rows, validation, tools, plan, recipe.method.base_names(shape), head)
+    return Prepared(model, tokenizer, renderer, rows, validation, tools, plan, training, head)
 
 
 def _head(recipe: Sections, base: Path | None, rows: Sequence[Row]) -> Head | None:
@@ -111,14 +112,24 @@ def _head(recipe: Sections, base: Path | None, rows: Sequence[Row]) -> Head | No
     return head
 
 
-def _saved_by_quantization(shape: shapes.Shape, model: ModelOptions, item_bytes: int) -> int:
+def saved_by_quantization(shape: shapes.Shape, model: ModelOptions, training: Collection[str], item_bytes: int) -> int:
+    """Bytes that codes take off the weights; what trains has none. Experts that cannot have any are named."""
     from weitiao.models.quantized import linear_bytes
 
     if model.quantize == "none":
         return 0
-    sizes = [(linear.outputs, linear.inputs) for linear in shape.linears]
-    held = sum(linear_bytes(*size, model.quantize, model.double_quantization) for size in sizes)
-    return sum(rows * columns for rows, columns in sizes) * item_bytes - held
+    sizes = [
+        (1, (linear.outputs, linear.inputs))
+        for linear in shape.linears
+        if not {f"{linear.name}.weight", f"{linear.name}.bias"} & {*training}
+    ]
+    stacks = [stack for stack in shape.experts if stack.name not in training]
+    sizes += [(stack.count, (stack.outputs, stack.inputs)) for stack in stacks if stack.coded]
+    if left := sum(stack.count * stack.inputs * stack.outputs for stack in stacks if not stack.coded):
+        message = "model.quantize: the experts of {type} stay as they are, {size}: their family computes them by itself"
+        say(message, type=shape.model_type, size=size(left * item_bytes))
+    held = sum(count * linear_bytes(*wide, model.quantize, model.double_quantization) for count, wide in sizes)
+    return sum(count * rows * columns for count, (rows, columns) in sizes) * item_bytes - held
 
 
 def base_folder(model: ModelOptions) -> Path:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 START_SECONDS = 8e-6  # one operation of torch from Python, forward or backward, on a core of a few GHz: measured
 BLOCK_OPERATIONS = 120  # of one block, forward and backward
+STEP_OPERATIONS = 32  # what one step of a recurrence takes in a block, forward and backward: measured
 ADAPTER_OPERATIONS = 20  # more for each adapted matrix product
 THIN_WIDTH = 64  # a product with fewer inner numbers takes about as long as one with these: measured
 ADAPTER_PASSES = (
@@ -40,6 +41,7 @@ class Cost:
     head_backward: float
     moved_bytes: float  # per token
     start_seconds: float  # per micro-batch
+    step_seconds: float  # per token of a row, for a recurrence, which goes one step after another
     optimiser_seconds: float  # per step
     flops_per_second: float
     bytes_per_second: float
@@ -50,21 +52,22 @@ class Cost:
     ) -> Cost:
         """The cost of training a model of this shape by ``method`` on the machine of ``facts``."""
         adapter, trained = method.adds, method.count(shape)
-        products = sum(linear.inputs * linear.outputs for linear in shape.linears)
         share = 0.0 if adapter else min(trained / shape.parameters, 1.0)  # of the weights that need a gradient
         through = tape.blocks / shape.layers  # of the blocks that the backward pass reaches
         rank = getattr(method, "rank", 0)
         widths = trained / rank if adapter and rank else 0.0  # sum of inputs and outputs of the adapted products
+        stepped = shape.attention == "recurrent"
         operations = shape.layers * BLOCK_OPERATIONS + (ADAPTER_OPERATIONS * len(shape.linears) if adapter else 0)
         return cls(
-            product_flops=2.0 * products,
+            product_flops=2.0 * shape.products,
             adapter_flops=6.0 * widths * max(rank, THIN_WIDTH),
             head_flops=2.0 * shape.vocab * shape.hidden,
-            attention_flops=2.0 * shape.heads * shape.head_dim * shape.layers,  # two products over half of each row
+            attention_flops=0.0 if stepped else 2.0 * shape.heads * shape.head_dim * shape.layers,  # over half a row
             backward=through * (1.0 + recompute) + share,
             head_backward=1.0 + (share == 1.0),
             moved_bytes=PASSES * tape.block_bytes * shape.layers + ADAPTER_PASSES * widths * tape.item_bytes,
             start_seconds=operations * START_SECONDS * (1.0 + recompute / 3),
+            step_seconds=stepped * shape.layers * STEP_OPERATIONS * START_SECONDS * (1.0 + recompute / 3),
             optimiser_seconds=trained * ADAMW_BYTES / facts.bytes_per_second
             + own_flops(optimizer, trained_linears(shape, method)) / (facts.gflops * 1e9),
             flops_per_second=facts.gflops * 1e9,
@@ -77,15 +80,15 @@ class Cost:
         flops = tokens * (self.product_flops * (1.0 + self.backward) + self.adapter_flops)
         flops += tokens * length * self.attention_flops * (1.0 + 2.5 * min(self.backward, 1.0))
         flops += trained * self.head_flops * (1.0 + self.head_backward)
-        return flops / self.flops_per_second + tokens * self.moved_bytes / self.bytes_per_second + self.start_seconds
+        started = self.start_seconds + length * self.step_seconds
+        return flops / self.flops_per_second + tokens * self.moved_bytes / self.bytes_per_second + started
 
     def forward_seconds(self, rows: int, length: int, trained: int) -> float:
         """The same without a backward pass."""
         tokens = rows * length
         flops = tokens * (self.product_flops + length * self.attention_flops) + trained * self.head_flops
-        return (
-            flops / self.flops_per_second + (tokens * self.moved_bytes / self.bytes_per_second + self.start_seconds) / 3
-        )
+        started = self.start_seconds + length * self.step_seconds
+        return flops / self.flops_per_second + (tokens * self.moved_bytes / self.bytes_per_second + started) / 3
 
 
 def trained_linears(shape: Shape, method: Method) -> list[tuple[int, int]]:

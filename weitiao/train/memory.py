@@ -6,13 +6,13 @@ recompute = recomputes("auto", model, tokens)
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 from torch import nn
 
 from weitiao import machine
 from weitiao.methods.base import compute_dtype
-from weitiao.models import modules
+from weitiao.models import modules, shape
 
 AUTO_TOKENS = 2048  # a CPU's matrix products run at full speed from about a thousand rows on
 
@@ -30,14 +30,7 @@ def recomputes(wanted: Literal["auto", "low", "fast"], model: nn.Module, batch_t
 
 
 def activation_bytes(model: nn.Module, batch_tokens: int) -> int:
-    """An estimate of what the layers keep for the backward pass: every linear's input and output, twice over for the
+    """An estimate of what the layers keep for the backward pass: every product's input and output, twice over for the
     norms, activation functions and residual sums between them."""
-    config: Any = model.config
-    widths = sum(
-        sum(modules.in_out(module))
-        for block in modules.blocks(model)
-        for module in block.modules()
-        if modules.is_linear(module)
-    )
-    widths += 4 * config.hidden_size * len(modules.blocks(model))
+    widths = shape.read(modules.inner(model).config).widths
     return 2 * widths * batch_tokens * max(compute_dtype(model).itemsize, 2)

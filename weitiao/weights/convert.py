@@ -55,7 +55,7 @@ def convert(source: str | Path, folder: str | Path) -> Path:
             sentencepiece.convert(model, temporary, SPECIAL.get(config["model_type"], {}))
         if config["model_type"] == "glm":
             name = _chatglm_template(source)
-            shutil.copy(str(files("weitiao.weights") / name), temporary / "chat_template.jinja")
+            shutil.copy(str(files("weitiao.models") / "templates" / name), temporary / "chat_template.jinja")
             say("chat template: {name}", name=name.removesuffix(".jinja"))
         tensors.write(temporary, found)
     return folder

@@ -11,6 +11,7 @@ with 20,000 image tokens before the text's (March 2023), whose special tokens st
 from __future__ import annotations
 
 from dataclasses import replace
+from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,24 +28,6 @@ SPACES = {"<n>": "\n", "<|tab|>": "\t"} | {f"<|blank_{count}|>": " " * count for
 PRIVATE = 0xF0000  # the first character of a plane that no text uses
 POSITIONS = 2048
 
-# Written for this project after the published chat function: a question alone is bare, several turns are counted.
-TEMPLATE = """\
-{%- set several = messages | length > 2 -%}
-{%- for message in messages -%}
-{%- if message.role != ('user', 'assistant')[loop.index0 % 2] -%}
-{{- raise_exception('user and assistant turns must alternate, and there are no others') -}}
-{%- endif -%}
-{%- if message.role == 'user' -%}
-{{- ('[Round ' ~ (loop.index0 // 2) ~ ']\\n问：' ~ message.content ~ '\\n答：') if several else message.content -}}
-{%- elif loop.last -%}
-{{- '[gMASK]' + bos_token + message.content + eos_token -}}
-{%- else -%}
-{{- message.content + '\\n' -}}
-{%- endif -%}
-{%- endfor -%}
-{%- if add_generation_prompt -%}{{- '[gMASK]' + bos_token -}}{%- endif -%}
-"""
-
 
 def load(folder: Path) -> PreTrainedTokenizerFast:
     """The tokenizer of a published folder; InputError for an older revision, or a file that is something else."""
@@ -53,7 +36,7 @@ def load(folder: Path) -> PreTrainedTokenizerFast:
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=build(folder / FILE),
         additional_special_tokens=list(OTHERS),
-        chat_template=TEMPLATE,
+        chat_template=(files("weitiao.models") / "templates" / "chatglm.jinja").read_text("utf-8"),
         model_max_length=POSITIONS,
         padding_side="left",
         clean_up_tokenization_spaces=False,
