@@ -27,6 +27,7 @@ from weitiao.models import heads, shape
 from weitiao.runs import Run, command
 from weitiao.train import checkpoint, memory, optim
 from weitiao.train.course import Course
+from weitiao.train.dropout import quick
 from weitiao.train.guard import Guard, json_number
 from weitiao.train.modes import evaluating, machine_facts, recomputing, seed_everything
 from weitiao.train.options import TrainOptions
@@ -81,6 +82,7 @@ def fit(
     with (
         state.started(resume),
         Stop() as stop,
+        quick(model),
         recomputing(model, memory.recomputes(options.memory, model, course.micro_batch_tokens)),
     ):
         model.train()
