@@ -9,15 +9,18 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from weitiao import cli
+from weitiao.config import Tree
 from weitiao.data.rows import Text
 from weitiao.errors import InputError
+from weitiao.methods import METHODS, NEW_RATE
 from weitiao.methods.io import open_model
-from weitiao.recipe import Recipe, check, load, run
+from weitiao.recipe import Recipe, check, load, run, stages
 from weitiao.runs import Run, is_run
 
 LLAMA = {
@@ -101,6 +104,23 @@ def test_stages_need_names_and_are_built_before_the_first_runs(values: dict):
     values["stages"] = [{"name": "a", "train": {"epochs": 0}}, {"name": "b", "method": {"rank": 0}}]
     said = problems_of(values)
     assert len(said) == 2 and "epochs" in said[0] and "rank" in said[1]
+
+
+def test_a_learning_rate_that_nobody_gave_is_the_method_s(values: dict):
+    values.pop("train")
+
+    def rate(**sections: Any) -> float:
+        return Recipe.model_validate(values | sections).train.learning_rate
+
+    assert rate() == METHODS["lora"].learning_rate == rate(method={"name": "qlora"})
+    assert rate(method={"name": "full"}) == METHODS["full"].learning_rate != rate(method={"name": "prefix_tuning"})
+    assert rate(method={"name": "full"}, model={"config": LLAMA}) == NEW_RATE
+    assert rate(method={"name": "full"}, train={"learning_rate": 1e-3, "epochs": 1}) == 1e-3
+    values["stages"] = [{"name": "a", "method": {"name": "full"}}, {"name": "b", "method": {"name": "adapter"}}]
+    found = [stage.train.learning_rate for stage, _ in stages(Tree(values))]
+    assert found == [METHODS["full"].learning_rate, METHODS["adapter"].learning_rate]
+    with pytest.raises(InputError, match=r"method"):
+        load(values | {"stages": [], "method": {"name": ["lora"]}})
 
 
 # ---- running

@@ -9,6 +9,7 @@ import pytest
 
 from weitiao import sweep as module
 from weitiao.cli import main
+from weitiao.methods import METHODS
 from weitiao.runs import Run
 from weitiao.sweep import sweep
 
@@ -44,6 +45,20 @@ def test_rows_table_and_picture_and_nothing_is_run_twice(values: dict, tmp_path:
     assert {path: path.stat().st_mtime_ns for path in output.rglob("metrics.jsonl")} == before
 
 
+def test_a_method_can_have_options_and_its_own_learning_rate(values: dict):
+    values["train"]["learning_rate"] = 3e-3
+    output = Path(values["output"])
+    rows = sweep(values, ["lora", "lora rank=1 dora=true", "peft kind=IA3"], steps=1)
+    assert not [row["error"] for row in rows if "error" in row]
+    plain, other, peft = (
+        Run.open(output / f"{name}-0").recipe() for name in ("lora", "lora-rank-1-dora-true", "peft-kind-IA3")
+    )
+    assert plain["method"]["rank"] == 2 and other["method"]["rank"] == 1 and other["method"]["dora"]
+    assert plain["train"]["learning_rate"] == other["train"]["learning_rate"] == 3e-3
+    assert peft["train"]["learning_rate"] == METHODS["peft"].learning_rate
+    assert rows[1]["trainable_parameters"] < rows[0]["trainable_parameters"]
+
+
 def test_a_failure_stays_its_own(values: dict):
     values["method"] = {"name": "lora", "target_modules": ["nothing"]}
     bad, good = sweep(values, ["lora", "freeze"], steps=2)
@@ -71,5 +86,8 @@ def test_problems_are_said_at_once(values: dict, tmp_path: Path, capsys):
     assert main(["sweep", str(recipe), "--methods", "lroa", "--steps", "3", "--tokens", "5"]) == 2
     said = capsys.readouterr().err
     assert "lroa" in said and "lora" in said and "--tokens" in said
+    assert main(["sweep", str(recipe), "--methods", "lora rnak=3,freeze blocks=-1"]) == 2
+    said = capsys.readouterr().err
+    assert "method.rnak" in said and "method.blocks" in said
     assert main(["sweep", str(recipe), "--methods", "lora", "--seeds", "a"]) == 2
     assert main(["sweep", str(recipe)]) == 2

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Union
 import typer
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from weitiao import config
+from weitiao import config, methods
 from weitiao.config import Options, Tree
 from weitiao.data.sources import DataOptions, Generators
 from weitiao.errors import InputError, say, t
@@ -41,16 +41,11 @@ if TYPE_CHECKING:
     from weitiao.train.loop import Evaluator, Fit
 
 
-def _method_name(value: Any) -> Any:
-    """Which method a recipe means: ``lora`` if it names none."""
-    return value.get("name", "lora") if isinstance(value, dict) else getattr(value, "name", None)
-
-
 if TYPE_CHECKING:
     AnyMethod = Method
 else:
     _CHOICES = tuple(Annotated[cls, Tag(name)] for name, cls in METHODS.items())
-    AnyMethod = Annotated[Union[_CHOICES], Discriminator(_method_name)]  # noqa: UP007 (made from the table)
+    AnyMethod = Annotated[Union[_CHOICES], Discriminator(methods.name_of)]  # noqa: UP007 (made from the table)
 
 
 def _section(cls: type[Options], description: str) -> Any:
@@ -76,13 +71,8 @@ class Recipe(Options):
 
     @model_validator(mode="before")
     @classmethod
-    def _qlora(cls, values: Any) -> Any:
-        """``method.name: qlora`` is lora on a base in nf4 with double quantisation."""
-        method = values.get("method") if isinstance(values, dict) else None
-        if not isinstance(method, dict) or method.get("name") != "qlora":
-            return values
-        base = {"quantize": "nf4", "double_quantization": True}
-        return values | {"method": method | {"name": "lora"}, "model": base | dict(values.get("model") or {})}
+    def _implied(cls, values: Any) -> Any:
+        return methods.implied(values) if isinstance(values, dict) else values
 
 
 # ---- checking ------------------------------------------------------------------------------------------------------
@@ -234,7 +224,7 @@ def _run_stages(
     def begin() -> None:
         """Make the folder of all stages, when the first of them is ready to be written."""
         if not resume and result is None:
-            Run.create(whole.path, recipe.model_dump(mode="json"), overwrite)
+            Run.create(whole.path, tree.values, overwrite)
 
     for stage, _ in stages(tree):
         own = Run(stage.output)

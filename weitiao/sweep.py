@@ -2,6 +2,7 @@
 
     weitiao sweep recipes/mine.yaml --methods lora,adalora,prefix_tuning --seeds 0,1
     weitiao sweep recipes/mine.yaml --methods lora,full --minutes 5
+    weitiao sweep recipes/mine.yaml --methods "lora,lora dora=true,peft kind=IA3"
 
 Every run is a process of its own, so that its memory can be measured and a failure stays its own. A run that has
 finished is not run again: after a stop the same command goes on. ``sweep.md`` and ``sweep.png`` lie in the output.
@@ -10,6 +11,7 @@ finished is not run again: after a stop the same command goes on. ``sweep.md`` a
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -20,22 +22,23 @@ from typing import Annotated, Any
 
 import typer
 
-from weitiao import recipe
+from weitiao import config, recipe
 from weitiao.errors import InputError, RunError, say, t
 from weitiao.evaluate.compare import markdown
 from weitiao.evaluate.plot import scatter
-from weitiao.methods import METHODS
+from weitiao.methods import METHODS, PRESETS
 from weitiao.plan.report import duration, size
 from weitiao.runs import Run, is_run, write_atomic
 
 PROBE_STEPS = 6  # of a short run that finds out how many steps fit into --minutes
-PRESETS = ("qlora",)
 
 
 def verb(
     context: typer.Context,
     words: recipe.Words = None,
-    methods: Annotated[str, typer.Option(help="methods by name, with commas between")] = "",
+    methods: Annotated[
+        str, typer.Option(help="methods by name, each with options of its own after blanks; commas between")
+    ] = "",
     seeds: Annotated[str, typer.Option(help="seeds, with commas between; each method runs with each")] = "0",
     steps: Annotated[int | None, typer.Option(min=1, help="budget: optimiser steps of each run")] = None,
     tokens: Annotated[int | None, typer.Option(min=1, help="budget: tokens read by each run")] = None,
@@ -44,13 +47,15 @@ def verb(
 ) -> None:
     """Run a recipe by several methods and compare what they reach and what they cost."""
     values, seed_list = _tree(words or ()), _numbers(seeds)
-    names = [name.strip() for name in methods.split(",") if name.strip()]
-    known = (*METHODS, *PRESETS)
-    problems = [
-        "--methods: " + t('no method "{name}" ({names})', name=name, names=", ".join(known))
-        for name in names
-        if name not in known
-    ]
+    names = [" ".join(name.split()) for name in methods.split(",") if name.strip()]
+    known, problems = (*METHODS, *PRESETS), []
+    for name in names:
+        try:
+            config.build(recipe.Recipe, _part(values, name, seed_list[0]))
+        except InputError as error:
+            missing = t('no method "{name}" ({names})', name=name.split()[0], names=", ".join(known))
+            found = error.problems if name.split()[0] in known else [missing]
+            problems += ["--methods: " + problem for problem in found]
     if not names:
         problems.append(t("--methods: name some of {names}", names=", ".join(known)))
     if sum(budget is not None for budget in (steps, tokens, minutes)) > 1:
@@ -73,15 +78,16 @@ def sweep(
     minutes: float | None = None,
     generators: recipe.Generators | None = None,
 ) -> list[dict[str, Any]]:
-    """A row for every method and seed: what ``weitiao train --json`` says of the run, or why there is none."""
-    output = Path(values["output"])
-    section = dict(values.get("method") or {})
-    rows = []
+    """A row for every method and seed: what ``weitiao train --json`` says of the run, or why there is none.
+
+    A method is a name, ``lora``, or a name with options, ``lora dora=true``. The recipe's own options of a method hold
+    for that method, and its learning rate for no other: the others take their own.
+    """
+    output, rows = Path(values["output"]), []
     for name in methods:
-        method = section if section.get("name") == name else {"name": name}
         for seed in seeds:
-            train = dict(values.get("train") or {}) | {"seed": seed}
-            part = {**values, "method": method, "train": train, "output": str(output / f"{name}-{seed}")}
+            part = _part(values, name, seed).values
+            train = part["train"]
             if minutes is not None:
                 steps = _steps_in(part, minutes)
             if tokens is not None:
@@ -92,6 +98,18 @@ def sweep(
             rows.append({"method": name, "seed": seed, **_row(part)})
             _write(output, rows)
     return rows
+
+
+def _part(values: Mapping[str, Any], name: str, seed: int) -> config.Tree:
+    """The recipe of one run."""
+    method, *options = name.split()
+    section, train = dict(values.get("method") or {}), dict(values.get("train") or {}) | {"seed": seed}
+    if section.get("name", "lora") != method:
+        section = {"name": method}
+        train.pop("learning_rate", None)
+    output = Path(values["output"]) / f"{re.sub(r'[^A-Za-z0-9_]+', '-', name)}-{seed}"
+    part = {**values, "method": section, "train": train, "output": str(output)}
+    return config.read(part, [f"method.{option}" for option in options])
 
 
 def _tree(words: Sequence[str]) -> dict[str, Any]:

@@ -5,9 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from weitiao import cli
 from weitiao.evaluate.classify import details, measure
+from weitiao.export.merge import merge
 from weitiao.methods.io import open_model
 from weitiao.models import heads, tiny
 from weitiao.models.heads import Head
@@ -91,3 +93,47 @@ def test_a_language_model_has_no_labels_and_a_classifier_no_words(rows: Path, tm
     talk.write_text('{"prompt": "a", "answer": "b"}\n' * 4, encoding="utf-8")
     assert run("train", f"model.path={final}", f"data.train={talk}", f"output={tmp_path / 'b'}") == 2
     assert "task.name=classify" in capsys.readouterr().err
+
+
+def test_a_classifier_s_adapter_is_merged_with_its_head(rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    words = ("task.name=classify", "train.max_steps=6", "train.learning_rate=5e-3", "model.dtype=float32")
+    assert run("train", f"data.train={rows}", *words, f"output={tmp_path / 'run'}") == 0, capsys.readouterr().err
+    merge(tmp_path / "run", tmp_path / "merged", dtype="float32")
+    one, two = open_model(tmp_path / "run", dtype="float32"), open_model(tmp_path / "merged", dtype="float32")
+    assert heads.of(two.model.config) == heads.of(one.model.config)
+    ids = torch.arange(5, 30)[None]
+    found = [heads.scores(model.eval(), ids, torch.ones_like(ids)) for model in (one.model, two.model)]
+    torch.testing.assert_close(found[1], found[0], rtol=0, atol=1e-4)
+    assert (tmp_path / "merged" / "model.safetensors").is_file()
+
+
+def test_numbers_are_learnt(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    path = tmp_path / "rows.jsonl"
+    lines = [
+        {"text": word * (1 + n % 3), "label": value} for n in range(20) for word, value in (("贵", 3.5), ("好", -1))
+    ]
+    path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
+    words = ("task.name=classify", "task.kind=regression", "train.epochs=20", "train.learning_rate=3e-3")
+    assert run("train", f"data.train={path}", *words, f"output={tmp_path / 'run'}") == 0, capsys.readouterr().err
+    capsys.readouterr()
+    assert run("eval", tmp_path / "run", "--task", "classify", "--data", path, "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["r2"] > 0.9
+
+
+@pytest.mark.parametrize("method", ["head", "lora", "freeze"])
+def test_a_head_on_codes(method: str, rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    words = ("task.name=classify", "model.quantize=nf4", f"method.name={method}", "train.max_steps=4")
+    assert run("train", f"data.train={rows}", *words, f"output={tmp_path / 'run'}") == 0, capsys.readouterr().err
+    capsys.readouterr()
+    assert run("eval", tmp_path / "run", "--task", "classify", "--data", rows, "--json") == 0
+    assert 0 <= json.loads(capsys.readouterr().out)["accuracy"]["value"] <= 1
+
+
+def test_methods_are_compared_on_labels(rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    words = (f"data.train={rows}", "task.name=classify", "train.best=accuracy", f"output={tmp_path / 'sweep'}")
+    measured = ("evaluate.task=classify", f"evaluate.data={rows}")
+    assert run("sweep", *words, *measured, "--methods", "head,lora", "--steps", "4", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [row["method"] for row in found] == ["head", "lora"]
+    assert all("accuracy" in row["figures"] for row in found)

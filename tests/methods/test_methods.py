@@ -232,6 +232,19 @@ def test_an_adapter_of_another_base_is_refused(tmp_path: Path, values: dict):
         open_model(tmp_path / "adapter")
 
 
+@pytest.mark.parametrize("name", ["lora", "adalora"])
+def test_a_rank_above_the_matrix_is_refused(name: str):
+    wide = shape.read(tiny.make("llama", hidden_size=256, intermediate_size=512).config)  # k_proj has 128 outputs
+    method = method_of({"name": name, "rank": 129, **({"target_rank": 64} if name == "adalora" else {})})
+    with pytest.raises(InputError, match=r"129 is above .* 4 .*k_proj: 256 x 128\); take 128 or less"):
+        method.count(wide)
+    with pytest.raises(InputError, match="129 is above"):
+        method.attach(tiny.make("llama", hidden_size=256, intermediate_size=512))
+    others = {"target_modules": ["q_proj", "o_proj"]}
+    assert method_of(method.model_dump() | others).count(wide) > 0
+    method_of({"name": "lora"}).attach(tiny.make("qwen2_moe"))  # with a gate of one output
+
+
 def test_a_block_that_its_family_would_not_make_there_is_not_copied():
     rwkv = shape.read(tiny.make("rwkv").config)  # its first block has a norm that the others lack
     with pytest.raises(InputError, match="block 0 as block 1; take method"):

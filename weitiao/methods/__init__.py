@@ -1,6 +1,7 @@
 """Tuning methods: one file each; a method is a frozen model of options with the answers of ``base.Method``."""
 
 from pathlib import Path
+from typing import Any
 
 from weitiao.methods import adapters
 from weitiao.methods.adalora import AdaLoRA
@@ -29,6 +30,30 @@ METHODS: dict[str, type[Method]] = {
     "adalora": AdaLoRA,
     "peft": Peft,
 }
+
+PRESETS: dict[str, dict[str, Any]] = {  # names that stand for options of several sections
+    "qlora": {"method": {"name": "lora"}, "model": {"quantize": "nf4", "double_quantization": True}},
+}
+NEW_RATE = 6e-4  # of weights that know nothing yet (GPT-2's small shape: Brown et al., arXiv 2005.14165, table 2.1)
+
+
+def name_of(section: Any) -> Any:
+    """Which method a recipe's section means: ``lora`` if it names none."""
+    return section.get("name", "lora") if isinstance(section, dict) else getattr(section, "name", None)
+
+
+def implied(values: dict[str, Any]) -> dict[str, Any]:
+    """A recipe's values with what its method's name stands for, and, where no learning rate is given, the method's."""
+    name = str(name_of(values.get("method", {})))
+    for key, options in PRESETS.get(name, {}).items():
+        given = dict(values.get(key) or {})
+        values = values | {key: given | options if key == "method" else options | given}
+    model, train = values.get("model", {}), values.get("train", {})
+    if isinstance(train, dict) and "learning_rate" not in train:
+        new = (model.get("config") if isinstance(model, dict) else getattr(model, "config", None)) is not None
+        own = METHODS.get(str(name_of(values.get("method", {}))), Method).learning_rate
+        values = values | {"train": train | {"learning_rate": NEW_RATE if new else own}}
+    return values
 
 
 def of(folder: Path) -> Method:

@@ -36,6 +36,7 @@ class AdaLoRA(Method):
     saves: ClassVar[Literal["adapter", "model"]] = "adapter"
     adds: ClassVar[bool] = True
     peft_type: ClassVar[str] = "ADALORA"
+    learning_rate: ClassVar[float] = 1e-3
 
     name: Literal["adalora"] = Field(default="adalora", description="low-rank updates whose ranks are allocated")
     rank: int = Field(default=12, ge=1, description="rank of every update at first")
@@ -73,10 +74,11 @@ class AdaLoRA(Method):
         """Wrap the chosen linears of ``model``; only what is added trains, in float32."""
         from peft import AdaLoraConfig
 
-        from weitiao.models import modules
+        from weitiao.models import modules, shape
 
         linears = modules.linears(model)
         targets = modules.pick(linears, self.target_modules, "method.target_modules")
+        self.count(shape.read(model.config))
         config = AdaLoraConfig(
             **adapters.task_of(model),
             init_r=self.rank,
@@ -98,7 +100,9 @@ class AdaLoRA(Method):
 
         linears = {linear.name: linear for linear in shape.linears}
         targets = modules.pick(linears, self.target_modules, "method.target_modules")
-        added = sum(self.rank * (linears[name].inputs + linears[name].outputs + 1) for name in targets)
+        sizes = {name: (linears[name].inputs, linears[name].outputs) for name in targets}
+        adapters.check_ranks(dict.fromkeys(targets, self.rank), sizes)
+        added = sum(self.rank * (sum(size) + 1) for size in sizes.values())
         return added + shape.head_parameters
 
     def begin(self, model: nn.Module, total_steps: int) -> None:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 ADAPTER = "default"
+NARROW = 64  # below this a matrix is no sublayer of a model that people tune
 
 
 def wrap(model: Any, config: Any) -> nn.Module:
@@ -63,6 +64,22 @@ def task_of(model: Any, also: Sequence[str] = ()) -> dict[str, Any]:
     head = [name.rpartition(".")[2] for name in modules.task_head(model)]
     kind = "CAUSAL_LM" if shape.kind_of(modules.inner(model).config) == "causal" else None
     return {"task_type": "SEQ_CLS" if head else kind, "modules_to_save": [*also, *head] or None}
+
+
+def check_ranks(ranks: Mapping[str, int], sizes: Mapping[str, tuple[int, int]]) -> None:
+    """InputError where a rank is above any that its matrix, of these inputs and outputs, can have. Narrow ones, which a
+    mixture's routers and gates are, count for nothing."""
+    tops = {name: min(sizes[name]) for name in ranks}
+    if wrong := [name for name, rank in ranks.items() if rank > max(tops[name], NARROW)]:
+        least = min(wrong, key=lambda name: tops[name])
+        message = (
+            "method.rank: {rank} is above what {count} of the matrices can have ({name}: {inputs} x {outputs}); "
+            "take {top} or less, or others as method.target_modules"
+        )
+        inputs, outputs = sizes[least]
+        raise InputError(
+            t(message, rank=ranks[least], count=len(wrong), name=least, inputs=inputs, outputs=outputs, top=tops[least])
+        )
 
 
 def save(model: Any, folder: Path, base: str) -> None:

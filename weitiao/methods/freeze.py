@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -30,6 +30,8 @@ NORM = re.compile(r"norm|(^|_)ln(_|$)", re.IGNORECASE)
 
 class Freeze(Method):
     """Chosen parameters train in float32; everything else stays as it is."""
+
+    learning_rate: ClassVar[float] = 1e-4
 
     name: Literal["freeze"] = Field(default="freeze", description="chosen parts of the model train")
     blocks: int = Field(default=2, ge=0, description="the last so many layers train")

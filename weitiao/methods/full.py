@@ -6,7 +6,7 @@ Full().attach(model)
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 class Full(Method):
     """Full tuning: every parameter trains, held in float32."""
+
+    learning_rate: ClassVar[float] = 5e-5
 
     name: Literal["full"] = Field(default="full", description="every parameter trains")
 

@@ -6,7 +6,7 @@ Head().attach(model)            # a model with a head: task.name=classify
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 class Head(Method):
     """A linear probe: classification, regression or a reward from frozen hidden states."""
+
+    learning_rate: ClassVar[float] = 1e-3
 
     name: Literal["head"] = Field(default="head", description="the head of the task alone trains")
 

@@ -81,7 +81,7 @@ class LoRA(Method):
 
         linears, own = modules.linears(model), shape.read(model.config)
         targets = modules.pick(linears, self._wanted, "method.target_modules")
-        self._saved(own)
+        self.count(own)
         if self.chosen_experts(own) and kind_of(model):
             raise InputError("method.target_parameters: " + t(IN_CODES))
         config = LoraConfig(
@@ -134,12 +134,14 @@ class LoRA(Method):
 
     def count(self, shape: Shape) -> int:
         """rank · (inputs + outputs) for every chosen linear or expert, with DoRA its outputs as well, and what trains
-        whole."""
+        whole. InputError for ranks and names that cannot be."""
         from weitiao.models import modules
 
         linears = {linear.name: linear for linear in shape.linears}
         targets = modules.pick(linears, self._wanted, "method.target_modules")
-        added = sum(self._rank_of(name) * (linears[name].inputs + linears[name].outputs) for name in targets)
+        ranks = {name: self._rank_of(name) for name in targets}
+        adapters.check_ranks(ranks, {name: (linears[name].inputs, linears[name].outputs) for name in targets})
+        added = sum(rank * (linears[name].inputs + linears[name].outputs) for name, rank in ranks.items())
         added += sum(linears[name].outputs for name in targets) if self.dora else 0
         experts = self.chosen_experts(shape)
         added += sum(self._rank_of(stack.name) * stack.count * (stack.inputs + stack.outputs) for stack in experts)

@@ -30,6 +30,7 @@ class PTuning(Method):
     saves: ClassVar[Literal["adapter", "model"]] = "adapter"
     adds: ClassVar[bool] = True
     peft_type: ClassVar[str] = "P_TUNING"
+    learning_rate: ClassVar[float] = 1e-3
 
     name: Literal["p_tuning"] = Field(
         default="p_tuning", description="virtual tokens from a prompt encoder (Liu et al. 2021)"

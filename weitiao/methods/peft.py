@@ -28,6 +28,7 @@ class Peft(Method):
 
     saves: ClassVar[Literal["adapter", "model"]] = "adapter"
     adds: ClassVar[bool] = True
+    learning_rate: ClassVar[float] = 1e-3
 
     name: Literal["peft"] = Field(default="peft", description="any other method of PEFT, by its name")
     kind: str = Field(default="IA3", description="PEFT's name of the method: OFT, BOFT, VERA, IA3, LOHA, LOKR, …")

@@ -31,6 +31,7 @@ class PromptTuning(Method):
     saves: ClassVar[Literal["adapter", "model"]] = "adapter"
     adds: ClassVar[bool] = True
     peft_type: ClassVar[str] = "PROMPT_TUNING"
+    learning_rate: ClassVar[float] = 3e-2
 
     name: Literal["prompt_tuning"] = Field(
         default="prompt_tuning", description="virtual tokens at the input (Lester et al. 2021)"

@@ -28,7 +28,12 @@ class TrainOptions(Options):
     micro_batch_tokens: Literal["auto"] | Count = Field(
         default="auto", description="padded tokens computed at once; fewer need less memory"
     )
-    learning_rate: float = Field(default=2e-4, gt=0, description="the highest learning rate, after warm-up")
+    learning_rate: float = Field(
+        default=2e-4,
+        gt=0,
+        description="the highest learning rate, after warm-up; a recipe's default is its method's own (docs: methods), "
+        "and 6e-4 for a new model",
+    )
     schedule: Literal["constant", "linear", "cosine"] = Field(
         default="cosine",
         description="the learning rate after warm-up: constant, or falling along a line or half a cosine",
