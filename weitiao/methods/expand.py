@@ -31,7 +31,6 @@ class Expand(Method):
     """Copies of blocks whose outputs are zero train; everything else is frozen."""
 
     adds: ClassVar[bool] = True
-    learning_rate: ClassVar[float] = 2e-4
 
     name: Literal["expand"] = Field(default="expand", description="new blocks that start as the identity (LLaMA Pro)")
     blocks: int = Field(default=2, ge=1, description="how many blocks are added")

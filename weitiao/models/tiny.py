@@ -13,7 +13,7 @@ that was said.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,6 +71,27 @@ MISTRAL_TOOLS = ("[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]", "[TOOL_RESULTS]", "[
 GLM_ROLES = ("<|user|>", "<|observation|>")
 EXPERTS = {"moe_intermediate_size": 32, "num_experts": 4, "num_experts_per_tok": 2}
 
+GLM = Family(
+    "GlmConfig",
+    DECODER | {"head_dim": 16},
+    {"eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"},
+    ("[gMASK]", "<sop>", "<|system|>", "<|assistant|>", *GLM_ROLES),
+    prefix=("[gMASK]", "<sop>"),
+    stops=GLM_ROLES,
+    chat="glm",
+)
+QWEN2 = Family(
+    "Qwen2Config",
+    DECODER | {"tie_word_embeddings": True},
+    CHATML_SPECIAL,
+    ("<|im_start|>",),
+    stops=("<|endoftext|>",),
+    chat="qwen2",
+    normalizer="NFC",
+    split=QWEN_SPLIT,
+)
+QWEN3 = replace(QWEN2, config="Qwen3Config", sizes=DECODER | {"head_dim": 32}, chat="qwen3")
+
 FAMILIES: dict[str, Family] = {
     "gpt2": Family(
         "GPT2Config",
@@ -88,26 +109,8 @@ FAMILIES: dict[str, Family] = {
         stops=("<|end_of_text|>",),
         chat="llama3",
     ),
-    "qwen2": Family(
-        "Qwen2Config",
-        DECODER | {"tie_word_embeddings": True},
-        CHATML_SPECIAL,
-        ("<|im_start|>",),
-        stops=("<|endoftext|>",),
-        chat="qwen2",
-        normalizer="NFC",
-        split=QWEN_SPLIT,
-    ),
-    "qwen3": Family(
-        "Qwen3Config",
-        DECODER | {"head_dim": 32},
-        CHATML_SPECIAL,
-        ("<|im_start|>",),
-        stops=("<|endoftext|>",),
-        chat="qwen3",
-        normalizer="NFC",
-        split=QWEN_SPLIT,
-    ),
+    "qwen2": QWEN2,
+    "qwen3": QWEN3,
     "mistral": Family(
         "MistralConfig",
         DECODER | {"sliding_window": 512},
@@ -125,24 +128,8 @@ FAMILIES: dict[str, Family] = {
         stops=("<end_of_turn>",),
         chat="gemma",
     ),
-    "glm": Family(
-        "GlmConfig",
-        DECODER | {"head_dim": 16},
-        {"eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"},
-        ("[gMASK]", "<sop>", "<|system|>", "<|assistant|>", *GLM_ROLES),
-        prefix=("[gMASK]", "<sop>"),
-        stops=GLM_ROLES,
-        chat="glm",
-    ),
-    "glm4": Family(
-        "Glm4Config",
-        DECODER | {"head_dim": 16},
-        {"eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"},
-        ("[gMASK]", "<sop>", "<|system|>", "<|assistant|>", *GLM_ROLES),
-        prefix=("[gMASK]", "<sop>"),
-        stops=GLM_ROLES,
-        chat="glm",
-    ),
+    "glm": GLM,
+    "glm4": replace(GLM, config="Glm4Config"),
     "phi": Family("PhiConfig", DECODER | {"num_key_value_heads": 4}, END_OF_TEXT),
     "phi3": Family(
         "Phi3Config",
@@ -152,26 +139,10 @@ FAMILIES: dict[str, Family] = {
         stops=("<|end|>",),
         chat="phi3",
     ),
-    "qwen2_moe": Family(
-        "Qwen2MoeConfig",
-        DECODER | EXPERTS | {"shared_expert_intermediate_size": 96},
-        CHATML_SPECIAL,
-        ("<|im_start|>",),
-        stops=("<|endoftext|>",),
-        chat="qwen2",
-        normalizer="NFC",
-        split=QWEN_SPLIT,
+    "qwen2_moe": replace(
+        QWEN2, config="Qwen2MoeConfig", sizes=DECODER | EXPERTS | {"shared_expert_intermediate_size": 96}
     ),
-    "qwen3_moe": Family(
-        "Qwen3MoeConfig",
-        DECODER | EXPERTS | {"head_dim": 32, "norm_topk_prob": True},
-        CHATML_SPECIAL,
-        ("<|im_start|>",),
-        stops=("<|endoftext|>",),
-        chat="qwen3",
-        normalizer="NFC",
-        split=QWEN_SPLIT,
-    ),
+    "qwen3_moe": replace(QWEN3, config="Qwen3MoeConfig", sizes=QWEN3.sizes | EXPERTS | {"norm_topk_prob": True}),
     "bloom": Family(
         "BloomConfig",
         {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "initializer_range": 0.1},
