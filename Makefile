@@ -35,7 +35,7 @@ lint: setup ## ruff and pyright
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
-base: $(VENV)/.runtime ## make the embedded base model again, into the package (more than an hour on two cores)
+base: $(VENV)/.runtime ## make the embedded base model again, into the package (about an hour on two cores)
 	$(BIN)/weitiao train recipes/tiny-zh-base.yaml
 	cd runs/tiny-zh-base/search/model && cp *config.json model.safetensors tokenizer.json chat_template.jinja weitiao_template.json \
 	  $(CURDIR)/weitiao/demo/weitiao-tiny-zh/

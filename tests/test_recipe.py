@@ -261,8 +261,10 @@ def test_rows_may_be_generated_and_evaluators_choose_the_best(values: dict):
     assert result.fit.best_metric == 0.5
 
 
-def test_the_recipes_evaluation_joins_the_report(values: dict, rows: Path, tmp_path: Path):
-    values["evaluate"] = {"task": "perplexity", "data": str(rows)}
+@pytest.mark.parametrize("section", ["evaluate", "data"])
+def test_the_recipes_evaluation_joins_the_report(values: dict, rows: Path, tmp_path: Path, section: str):
+    values["evaluate"] = {"task": "perplexity"}
+    values[section] |= {"data": str(rows)} if section == "evaluate" else {"test": str(rows)}
     result = run(Recipe.model_validate(values))
     assert result.figures["perplexity"]
     assert "perplexity" in (tmp_path / "run" / "report.md").read_text()

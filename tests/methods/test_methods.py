@@ -285,3 +285,12 @@ def test_experts_that_cannot_be_adapted_are_named():
         method_of(EXPERTS).attach(quantize(tiny.make("qwen3_moe"), "nf4"))
     with pytest.raises(ValueError, match="neither dora"):
         method_of(EXPERTS | {"dora": True})
+
+
+def test_dora_says_which_output_has_no_direction():
+    model = tiny.make("llama")
+    with torch.no_grad():
+        model.model.layers[1].self_attn.k_proj.weight[3] = 0
+    with pytest.raises(InputError, match=r"1 outputs of model.layers.1.self_attn.k_proj"):
+        method_of({"name": "lora", "dora": True}).attach(model)
+    method_of({"name": "lora"}).attach(model)

@@ -10,8 +10,9 @@ import torch
 from weitiao.methods import METHODS
 from weitiao.methods.base import Method, computing
 from weitiao.models import modules, shape, tiny
+from weitiao.models.block import fused
 from weitiao.plan.activations import kept_blocks, tape
-from weitiao.plan.blocks import block_bytes, square_bytes
+from weitiao.plan.blocks import block_bytes, fused_bytes, square_bytes
 
 ROWS, LENGTH = 2, 251  # a prime: no weight, and no copy of one, has a multiple of it
 SIZES = {"hidden_size": 128, "intermediate_size": 320, "num_attention_heads": 4, "num_key_value_heads": 2}
@@ -35,7 +36,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
 }
 
 
-def kept(family: str, layers: int, method: Method, dtype: torch.dtype) -> tuple[int, shape.Shape]:
+def kept(family: str, layers: int, method: Method, dtype: torch.dtype, whole: bool = False) -> tuple[int, shape.Shape]:
     """Bytes that a forward pass keeps beside the weights and their casts, and the model's shape."""
     depth = {"n_layer" if family == "gpt2" else "num_hidden_layers": layers}
     model = tiny.make(family, **FAMILIES[family], **depth).to(dtype)
@@ -58,6 +59,7 @@ def kept(family: str, layers: int, method: Method, dtype: torch.dtype) -> tuple[
         torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
         computing(model),
         method.training(model),
+        fused(model, whole),
     ):
         _ = modules.backbone(model)(input_ids=ids, use_cache=False).last_hidden_state
     return sum(storages.values()), found
@@ -74,6 +76,25 @@ def test_a_block_keeps_what_the_formula_says(family: str, name: str, dtype: torc
     tolerance = 0.025 if family == "rwkv" else 0.01
     formula = block_bytes(found, method, dtype.itemsize) + LENGTH * square_bytes(found, dtype.itemsize)
     assert formula == pytest.approx(measured, rel=tolerance)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("name", ["lora", "full"])
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])
+def test_a_block_in_one_piece_keeps_what_its_formula_says(family: str, name: str, dtype: torch.dtype):
+    method = METHODS[name]()
+    less, _ = kept(family, 2, method, dtype, whole=True)
+    more, found = kept(family, 4, method, dtype, whole=True)
+    measured = (more - less) / 2 / (ROWS * LENGTH)
+    assert fused_bytes(found, method, dtype.itemsize) == pytest.approx(measured, rel=0.01)
+    assert fused_bytes(found, method, dtype.itemsize) < 0.75 * block_bytes(found, method, dtype.itemsize)
+
+
+def test_what_is_not_known_has_no_formula_of_its_own():
+    found = kept("llama", 2, METHODS["lora"](), torch.float32)[1]
+    assert fused_bytes(found, METHODS["lora"](dora=True), 4) is None
+    assert fused_bytes(found, METHODS["adapter"](), 4) is None
+    assert fused_bytes(kept("gemma", 2, METHODS["lora"](), torch.float32)[1], METHODS["lora"](), 4) is None
 
 
 def test_fewer_adapted_linears_keep_less():

@@ -200,7 +200,7 @@ options = TrainOptions(**options, paged_optimizer=paged == "paged")
 found, method, task = shape.read(folder), METHODS[name](), TaskOptions().build()
 model = load.load(load.ModelOptions(path=folder, dtype="float32"))
 facts = phases.Facts(phases.resident_bytes(), 1 << 40, 1 << 40, 50.0, 1e10)
-live = dataclasses.replace(activations.tape(found, method, "float32"), heap_share=0.0)
+live = dataclasses.replace(activations.tape(found, method, "float32", fused=True), heap_share=0.0)
 activations.tape = lambda *_: live  # the allocator below keeps no holes
 planned = phases.plan(found, method, task, options, rows, facts=facts)
 fit(method.attach(model), method, task, rows, options, run=Run.create(run, {}))

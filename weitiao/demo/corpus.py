@@ -166,6 +166,6 @@ _MIX: dict[Callable[[random.Random], str], int] = {
     _records: 2,
     _tools: 1,
     copying: 2,
-    arithmetic: 1,
+    arithmetic: 2,
     sentences: 1,
 }

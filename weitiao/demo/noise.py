@@ -48,6 +48,9 @@ class _Mumbling(Guest):
 
     def pick(self, *path: str) -> str:
         piece = super().pick(*path)
+        if path[0] in ("facilities", "type_clause") and self.random.random() < 0.25:  # what carries the meaning, alone
+            pieces = [piece, *(Guest.pick(self, *path) for _ in range(5))]
+            return self._stray() + min(pieces, key=len) + self._stray()
         if self.random.random() < 0.4:
             piece = self._stray() + piece
         if self.random.random() < 0.3:

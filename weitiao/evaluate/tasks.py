@@ -40,7 +40,8 @@ class EvaluateOptions(Options):
         "hotel: the hotel turns of CrossWOZ; classify: the labels of texts"
     )
     data: str = Field(
-        default="", description="the file that is measured on; in a recipe it may be left out for data.folder"
+        default="",
+        description="the file that is measured on; in a recipe it may be left out for data.test or data.folder",
     )
     shots: int = Field(default=0, ge=0, description="example dialogues put before each conversation")
     shot_data: str | None = Field(default=None, description="the file that the example dialogues come from")

@@ -36,6 +36,7 @@ class AdaLoRA(Method):
     saves: ClassVar[Literal["adapter", "model"]] = "adapter"
     adds: ClassVar[bool] = True
     peft_type: ClassVar[str] = "ADALORA"
+    fuses: ClassVar[bool] = False
     learning_rate: ClassVar[float] = 1e-3
 
     name: Literal["adalora"] = Field(default="adalora", description="low-rank updates whose ranks are allocated")

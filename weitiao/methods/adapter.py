@@ -36,6 +36,7 @@ class Adapter(Method):
 
     saves: ClassVar[Literal["adapter", "model"]] = "adapter"
     adds: ClassVar[bool] = True
+    fuses: ClassVar[bool] = False
     learning_rate: ClassVar[float] = 5e-4
 
     name: Literal["adapter"] = Field(default="adapter", description="bottleneck adapters in every block")

@@ -25,6 +25,7 @@ class Method(Options):
 
     saves: ClassVar[Literal["adapter", "model"]] = "model"
     adds: ClassVar[bool] = False  # whether what trains comes on top of the base's own parameters
+    fuses: ClassVar[bool] = True  # ``models.block`` knows what it makes of a block
     learning_rate: ClassVar[float] = 2e-4  # a recipe's, where it names none
     peft_type: ClassVar[str] = ""  # PEFT's name of the method, for one whose folders are PEFT's
 

@@ -84,6 +84,8 @@ class LoRA(Method):
         self.count(own)
         if self.chosen_experts(own) and kind_of(model):
             raise InputError("method.target_parameters: " + t(IN_CODES))
+        if self.dora:
+            _check_directions({name: linears[name] for name in targets})
         config = LoraConfig(
             **adapters.task_of(model, self.modules_to_save),
             r=self.rank,
@@ -215,6 +217,15 @@ class LoRA(Method):
             "modules_to_save": values.get("modules_to_save") or (),
         }
         return cls.model_validate(options)
+
+
+def _check_directions(linears: Mapping[str, Any]) -> None:
+    """InputError where a weight has a row of zeros: DoRA divides by the row's length, and everything becomes NaN."""
+    for name, linear in linears.items():
+        weight = linear.weight.T if type(linear).__name__ == "Conv1D" else linear.weight
+        if count := int((~weight.any(1)).sum()):
+            message = "method.dora: {count} outputs of {name} are zero in this model, and have no direction to learn"
+            raise InputError(t(message, count=count, name=name))
 
 
 def _parents(name: str) -> list[str]:

@@ -28,6 +28,7 @@ class Peft(Method):
 
     saves: ClassVar[Literal["adapter", "model"]] = "adapter"
     adds: ClassVar[bool] = True
+    fuses: ClassVar[bool] = False
     learning_rate: ClassVar[float] = 1e-3
 
     name: Literal["peft"] = Field(default="peft", description="any other method of PEFT, by its name")

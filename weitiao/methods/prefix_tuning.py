@@ -29,6 +29,7 @@ class PrefixTuning(Method):
     saves: ClassVar[Literal["adapter", "model"]] = "adapter"
     adds: ClassVar[bool] = True
     peft_type: ClassVar[str] = "PREFIX_TUNING"
+    fuses: ClassVar[bool] = False
     learning_rate: ClassVar[float] = 1e-2
 
     name: Literal["prefix_tuning"] = Field(

@@ -27,6 +27,7 @@ MATCH = 12.0  # sharpness of looking for the same tokens
 SECOND = 0.8  # weight of the token before, beside the present one, in that search
 COPY = 8.0  # how loudly the found token is said
 LATER = 1.0  # how loudly a later head says what it attends to
+FAINT = 1e-4  # what stands where the circuit has nothing
 FAST, SLOW = 0.02, 0.003  # rotary angles a token: those above tell neighbours apart, those below hardly turn in a text
 
 
@@ -89,6 +90,9 @@ def copying(model: Any, seed: int = 0) -> None:
         for block in blocks[2:]:
             turned = [token @ _orthogonal(hidden // 2, draw) for _ in range(2)]
             _say(block, turned[0], turned[1], LATER * unit, heads)
+        for weight in (linear.weight for block in blocks for linear in block.children()):
+            empty = ~weight.any(1)  # a row of zeros has no direction, which DoRA divides by
+            weight[empty] = FAINT * torch.randn(int(empty.sum()), hidden, generator=draw).to(weight.dtype)
 
 
 def _angles(theta: float, width: int) -> Tensor:

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 
 from weitiao.methods.base import Method
 from weitiao.methods.lora import LoRA
+from weitiao.models import kernels
 from weitiao.models.shape import Shape
-from weitiao.plan.blocks import block_bytes, square_bytes
-from weitiao.train.logps import CHUNK_ELEMENTS
+from weitiao.plan.blocks import block_bytes, fused_bytes, square_bytes
+from weitiao.train.logps import CHUNK_ELEMENTS, CHUNK_ROWS
 
 FLOAT_BYTES = 4
-CHUNK_ROWS = 16
 HEAP_SHARE, ADAPTER_HEAP_SHARE = 0.4, 0.9
 KERNELS, KERNEL_BYTES = 1024, 570_000  # oneDNN's cache and the size of one entry, measured
 
@@ -56,26 +56,29 @@ class Tape:
         return int(tokens * (work + 2 * self.hidden_bytes) + self.head_work_bytes + self.sum_bytes)
 
 
-def tape(shape: Shape, method: Method, dtype: str) -> Tape:
-    """What a step of ``method`` keeps of a model of this shape computed in ``dtype``."""
+def tape(shape: Shape, method: Method, dtype: str, fused: bool = False) -> Tape:
+    """What a step of ``method`` keeps of a model of this shape computed in ``dtype``; ``fused``: known blocks in one
+    piece."""
     item = 4 if dtype == "float32" else 2
+    whole = fused_bytes(shape, method, item) if fused else None
     names = method.base_names(shape)
     head = {name for name, size in shape.tensors.items() if size == (shape.vocab, shape.hidden)}
     trained_head = shape.vocab * shape.hidden if head & names else 0
     summed = method.chosen_experts(shape) if isinstance(method, LoRA) else []
     matrices = sum(linear.inputs * linear.outputs for linear in shape.linears if f"{linear.name}.weight" in names)
+    piece_bytes = item if kernels.library() else item + 2 * FLOAT_BYTES  # a logit, and twice in float32
     return Tape(
         item_bytes=item,
-        block_bytes=block_bytes(shape, method, item),
+        block_bytes=block_bytes(shape, method, item) if whole is None else whole,
         square_bytes=square_bytes(shape, item),
         blocks=kept_blocks(shape, method),
         hidden_bytes=shape.hidden * item,
-        work_bytes=item * (3 * shape.intermediate + 2 * shape.hidden),
+        work_bytes=item * ((3 if whole is None else 4) * shape.intermediate + 2 * shape.hidden),
         heap_share=heap_share(method, item),
         weight_copies=0 if item == FLOAT_BYTES else item * matrices,
         sum_bytes=item * sum(stack.count * stack.inputs * stack.outputs for stack in summed) // shape.layers,
         head_row_bytes=2 * shape.hidden * item + 2 * FLOAT_BYTES,
-        head_work_bytes=2 * FLOAT_BYTES * (max(CHUNK_ELEMENTS, CHUNK_ROWS * shape.vocab) + trained_head),
+        head_work_bytes=piece_bytes * max(CHUNK_ELEMENTS, CHUNK_ROWS * shape.vocab) + 2 * FLOAT_BYTES * trained_head,
     )
 
 

@@ -1,6 +1,7 @@
 """What one block of a model keeps of a forward pass for its backward pass, in bytes per token.
 
     block_bytes(shape, method, item=2)       # item: bytes of a number in the compute dtype
+    fused_bytes(shape, method, item=2)       # the same in the training block
     square_bytes(shape, item=2)              # more for every token of the row, where attention is not fused
 
 Read off what autograd keeps of every tiny family; ``tests/plan/test_activations.py`` holds the two together.
@@ -15,7 +16,8 @@ from functools import cached_property
 from weitiao.methods.base import Method
 from weitiao.methods.lora import LoRA
 from weitiao.models import modules
-from weitiao.models.shape import Shape
+from weitiao.models.block import FAMILIES
+from weitiao.models.shape import Linear, Shape
 
 FLOAT_BYTES, INDEX_BYTES = 4, 8
 NORM = re.compile(r"(norm\w*|ln_?\d)\.weight$", re.IGNORECASE)
@@ -33,6 +35,22 @@ def block_bytes(shape: Shape, method: Method, item: int) -> float:
 def square_bytes(shape: Shape, item: int) -> int:
     """What it keeps per token and token of its row: the softmax in float32, and again in the compute dtype."""
     return shape.heads * (FLOAT_BYTES + item % FLOAT_BYTES) if shape.attention == "eager" else 0
+
+
+def fused_bytes(shape: Shape, method: Method, item: int) -> int | None:
+    """The same where ``models.block`` computes it; None where that does not know the family, or what the method makes
+    of a block."""
+    other = isinstance(method, LoRA) and method.dora
+    if shape.model_type not in FAMILIES or not method.fuses or other:
+        return None
+    block = Block(shape, method, item)
+    heads = 2 * block.q + 2 * block.k  # queries, keys, values and what comes of them
+    gates = sum(linear.outputs for linear in block.linears if re.search(r"\.(gate|up)_proj$", linear.name))
+    head_norms = [name for name, size in block.gains.items() if size != (shape.hidden,)]
+    own = FLOAT_BYTES * (shape.heads + shape.kv_heads) + item * (block.q + block.k) if head_norms else 0
+    embedded = any(shape.tensors[name] == (shape.vocab, shape.hidden) for name in block.trained)
+    stream = 2 * shape.hidden * (FLOAT_BYTES if embedded else item)
+    return item * (heads + gates + block.ranks) + own + stream + 2 * FLOAT_BYTES  # and 1 / rms of two norms
 
 
 class Block:
@@ -110,12 +128,8 @@ class Block:
     @cached_property
     def inputs(self) -> int:
         """The inputs of every product whose weight or adapter trains, and what passes between an adapter's two."""
-        linears, kept = self.linears, 0
-        if isinstance(self.method, LoRA):
-            names = [linear.name for linear in self.shape.linears]
-            targets = set(modules.pick(names, self.method.target_modules, "method.target_modules"))
-            linears = [linear for linear in linears if linear.name in targets]
-            kept = self.item * self.method.rank * len(linears)
+        linears = self.adapted if isinstance(self.method, LoRA) else self.linears
+        kept = self.item * self.ranks
         if self.shape.attention != "recurrent":  # what attention says is counted there
             said = [linear for linear in self.linears if self._part(linear.name) == self._part(self.linears[0].name)]
             linears = [linear for linear in linears if linear != said[-1]]
@@ -126,6 +140,20 @@ class Block:
         shared = (self.item == FLOAT_BYTES or not self.trained) and self.shape.attention != "recurrent"
         found = list(dict.fromkeys(found)) if shared else found
         return kept + self.item * sum(size for _, size in found)
+
+    @cached_property
+    def adapted(self) -> list[Linear]:
+        """The linears with a LoRA beside them."""
+        if not isinstance(self.method, LoRA):
+            return []
+        names = [linear.name for linear in self.shape.linears]
+        targets = set(modules.pick(names, self.method.target_modules, "method.target_modules"))
+        return [linear for linear in self.linears if linear.name in targets]
+
+    @property
+    def ranks(self) -> int:
+        """What passes between the two matrices of every LoRA."""
+        return getattr(self.method, "rank", 0) * len(self.adapted)
 
     def _part(self, name: str) -> str:
         """The part of the block that holds a module: attention, MLP."""

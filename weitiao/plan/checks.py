@@ -73,8 +73,9 @@ def absent(recipe: Sections, generators: Iterable[str]) -> Iterator[tuple[str, s
 
 
 def measured_on(recipe: Sections) -> str | None:
-    """The file or folder that the result is measured on: the evaluation's own, or the folder of the data."""
-    return (recipe.evaluate.data if recipe.evaluate else "") or recipe.data.folder
+    """The file or folder that the result is measured on: the evaluation's own, or the data's test file or folder."""
+    test = recipe.data.test if isinstance(recipe.data.test, str) else None
+    return (recipe.evaluate.data if recipe.evaluate else "") or test or recipe.data.folder
 
 
 def _exists(key: str, name: object) -> Iterator[tuple[str, str]]:

@@ -201,7 +201,9 @@ def plan(
     new model), which are mapped while they are loaded; ``saved_bytes`` what quantisation takes off the weights.
     """
     course = Course(train, task, options)
-    tape, held = activations.tape(shape, method, dtype), Held.of(shape, method, dtype, options, saved_bytes)
+    fused = facts.device == "cpu" and options.engine == "auto"
+    tape = activations.tape(shape, method, dtype, fused)
+    held = Held.of(shape, method, dtype, options, saved_bytes)
     recompute = recomputes(options, shape, course.micro_batch_tokens, dtype, facts)
     cost = speed.Cost.of(shape, method, tape, facts, recompute, options.optimizer)
     steps = walk(course, tape, held, cost, recompute)

@@ -16,8 +16,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from weitiao.models import modules
+from weitiao.models.kernels import target_logps
 
-CHUNK_ELEMENTS = 1 << 20  # logits of one piece: 4 MiB in float32, about what a core's cache holds
+CHUNK_ROWS = 128  # positions in one piece at least: with fewer a product is slower
+CHUNK_ELEMENTS = 1 << 20  # logits of one piece, where the vocabulary is small: about what a core's cache holds
 
 
 def token_logps(model: nn.Module, ids: Tensor, attention: Tensor | None, mask: Tensor) -> Tensor:
@@ -60,7 +62,7 @@ def _logps(head: nn.Module, hidden: Tensor, targets: Tensor) -> Tensor:
 
 def chunk_rows(vocabulary: int) -> int:
     """Positions whose logits are computed together."""
-    return max(16, CHUNK_ELEMENTS // vocabulary)
+    return max(CHUNK_ROWS, CHUNK_ELEMENTS // vocabulary)
 
 
 class _LinearLogps(torch.autograd.Function):
@@ -75,10 +77,9 @@ class _LinearLogps(torch.autograd.Function):
         grad_hidden = torch.empty_like(hidden) if needs_hidden else None
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_weight else None
         for rows, h, y in _pieces(hidden, targets, len(weight)):
-            logp = _log_softmax(h, cast)
-            logps[rows] = logp.gather(1, y[:, None])[:, 0]
-            if needs_hidden or needs_weight:
-                _add_gradients(logp, h, cast, y, None, grad_hidden, grad_weight, rows)
+            logits = _product(h, cast.t())
+            logps[rows] = target_logps(logits, y, needs_hidden or needs_weight)
+            _add_gradients(logits, h, cast, grad_hidden, grad_weight, rows)
         ctx.save_for_backward(hidden, weight, targets, grad_hidden, grad_weight)
         return logps
 
@@ -93,7 +94,9 @@ class _LinearLogps(torch.autograd.Function):
                 grad_weight = torch.zeros_like(grad_weight)
                 cast = weight.to(hidden.dtype)
                 for rows, h, y in _pieces(hidden, targets, len(weight)):
-                    _add_gradients(_log_softmax(h, cast), h, cast, y, grad[rows], None, grad_weight, rows)
+                    logits = _product(h, cast.t())
+                    target_logps(logits, y, True)
+                    _add_gradients(logits.mul_(grad[rows, None]), h, cast, None, grad_weight, rows)
             grad_weight = grad_weight.to(weight.dtype)
         if grad_hidden is not None:
             grad_hidden = grad_hidden * grad[:, None].to(grad_hidden.dtype)
@@ -108,30 +111,22 @@ def _pieces(hidden: Tensor, targets: Tensor, vocabulary: int):
         yield rows, hidden[rows], targets[rows]
 
 
-def _log_softmax(hidden: Tensor, weight: Tensor) -> Tensor:
-    """Float32 log-probabilities over the vocabulary [n, V]; the caller may overwrite them."""
-    with torch.autocast(hidden.device.type, enabled=False):
-        return torch.log_softmax(hidden @ weight.t(), dim=-1, dtype=torch.float32)
+def _product(left: Tensor, right: Tensor) -> Tensor:
+    """In the dtype of both, whatever autocast says."""
+    with torch.autocast(left.device.type, enabled=False):
+        return left @ right
 
 
 def _add_gradients(
-    logp: Tensor,
+    steep: Tensor,
     hidden: Tensor,
     weight: Tensor,
-    targets: Tensor,
-    scale: Tensor | None,
     grad_hidden: Tensor | None,
     grad_weight: Tensor | None,
     rows: slice,
 ) -> None:
-    """Add one piece's gradient of its (scaled) logps: (onehot - softmax) · weight and (onehot - softmax)ᵀ · hidden."""
-    grad = logp.exp_().neg_()
-    grad.scatter_add_(1, targets[:, None], torch.ones_like(grad[:, :1]))
-    if scale is not None:
-        grad *= scale[:, None]
-    grad = grad.to(hidden.dtype)
-    with torch.autocast(hidden.device.type, enabled=False):
-        if grad_hidden is not None:
-            torch.mm(grad, weight, out=grad_hidden[rows])
-        if grad_weight is not None:
-            grad_weight += grad.t() @ hidden
+    """Add what one piece's gradient at its logits [n, V] comes to at its hidden states and at the weight."""
+    if grad_hidden is not None:
+        grad_hidden[rows] = _product(steep, weight)
+    if grad_weight is not None:
+        grad_weight += _product(steep.t(), hidden)

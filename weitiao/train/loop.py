@@ -25,11 +25,10 @@ from weitiao.generate.engine import positions
 from weitiao.methods.base import Method, compute_dtype, computing, trainable
 from weitiao.models import heads, shape
 from weitiao.runs import Run, command
-from weitiao.train import checkpoint, memory, optim
+from weitiao.train import checkpoint, optim
 from weitiao.train.course import Course
-from weitiao.train.dropout import quick
 from weitiao.train.guard import Guard, json_number
-from weitiao.train.modes import evaluating, machine_facts, recomputing, seed_everything
+from weitiao.train.modes import engine, evaluating, machine_facts, seed_everything
 from weitiao.train.options import TrainOptions
 from weitiao.train.paging import Paged
 from weitiao.train.stopping import Stop
@@ -82,8 +81,7 @@ def fit(
     with (
         state.started(resume),
         Stop() as stop,
-        quick(model),
-        recomputing(model, memory.recomputes(options.memory, model, course.micro_batch_tokens)),
+        engine(model, options, course.micro_batch_tokens),
     ):
         model.train()
         try:

@@ -1,4 +1,4 @@
-"""How a model is held for a while: evaluating, recomputing its activations, with every generator seeded.
+"""How a model is held for a while: evaluating, or training in the engine, with every generator seeded.
 
 with evaluating(model):
     ...
@@ -16,8 +16,11 @@ import torch
 from torch import nn
 
 from weitiao.methods.base import computing
+from weitiao.models.block import fused
 from weitiao.models.quantized import codes_only
-from weitiao.train import checkpoint
+from weitiao.train import checkpoint, memory
+from weitiao.train.dropout import quick
+from weitiao.train.options import TrainOptions
 
 
 @contextmanager
@@ -34,15 +37,18 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def recomputing(model: Any, active: bool) -> Iterator[None]:
-    """Gradient checkpointing while it is open."""
-    if active:
-        model.activation_checkpointing_enable({"use_reentrant": False})
-    try:
-        yield
-    finally:
-        if active:
-            model.activation_checkpointing_disable()
+def engine(model: Any, options: TrainOptions, batch_tokens: int) -> Iterator[None]:
+    """How a micro-batch of so many tokens is computed in training: with quick dropout, known blocks in one piece, and
+    activations computed twice where they would not fit."""
+    again = memory.recomputes(options.memory, model, batch_tokens)
+    with quick(model), fused(model, options.engine == "auto"):
+        if again:
+            model.activation_checkpointing_enable({"use_reentrant": False})
+        try:
+            yield
+        finally:
+            if again:
+                model.activation_checkpointing_disable()
 
 
 def seed_everything(seed: int) -> None:

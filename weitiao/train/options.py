@@ -80,6 +80,11 @@ class TrainOptions(Options):
         default="auto",
         description="low: compute activations twice instead of keeping them; auto: only where they would not fit",
     )
+    engine: Literal["auto", "plain"] = Field(
+        default="auto",
+        description="auto: blocks of Llama's kind run in one piece on a CPU, equal up to rounding and faster; plain: "
+        "transformers' own modules",
+    )
     seed: int = Field(default=0, ge=0, description="order of the rows, dropout, initial adapter weights")
 
     @model_validator(mode="after")

@@ -15,9 +15,9 @@ from weitiao.data.batch import Example, collate, padded_length
 from weitiao.errors import RunError, t
 from weitiao.generate.engine import positions
 from weitiao.methods.base import Method, computing
-from weitiao.train import checkpoint, memory
+from weitiao.train import checkpoint
 from weitiao.train.course import Course
-from weitiao.train.modes import recomputing
+from weitiao.train.modes import engine
 from weitiao.train.options import TrainOptions
 from weitiao.train.tasks import Task
 
@@ -43,7 +43,7 @@ def rehearse(
     batch = collate(examples, pad_id, positions(model)).to(next(model.parameters()).device)
     training = model.training
     try:
-        with recomputing(model, memory.recomputes(options.memory, model, course.micro_batch_tokens)):
+        with engine(model, options, course.micro_batch_tokens):
             model.train()
             with method.training(model):
                 with computing(model):

@@ -1,0 +1,201 @@
+"""The compiled kernels against their twins in plain torch, and what happens where they cannot be compiled."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+
+import pytest
+import torch
+
+from weitiao.models import kernels
+
+PAIRS = [(torch.bfloat16, torch.bfloat16), (torch.bfloat16, torch.float32), (torch.float32, torch.float32)]
+IDS = ["bfloat16", "bfloat16-float32", "float32"]
+CLOSE = {torch.bfloat16: 0.01, torch.float32: 1e-5}  # of the largest number
+
+compiled = pytest.mark.skipif(kernels.library() is None, reason="no C compiler")
+
+
+@pytest.fixture(autouse=True)
+def drawn():
+    """Other numbers in every run; what they were is in the report of a failure."""
+    seed = random.randrange(1 << 30)
+    print("seed", seed)
+    torch.manual_seed(seed)
+
+
+@pytest.fixture
+def both(monkeypatch):
+    """Call a function as compiled and as its twin."""
+
+    def call(function, *arguments, **options):
+        found = function(*arguments, **options)
+        with monkeypatch.context() as patch:
+            patch.setattr(kernels, "library", lambda: None)
+            return found, function(*arguments, **options)
+
+    return call
+
+
+def same(found, wanted):
+    found, wanted = ((value,) if isinstance(value, torch.Tensor) else value for value in (found, wanted))
+    assert len(found) == len(wanted)
+    for ours, right in zip(found, wanted, strict=True):
+        assert (ours is None) == (right is None)
+        if ours is not None:
+            assert ours.dtype == right.dtype and ours.shape == right.shape and ours.isfinite().all()
+            assert (ours.double() - right.double()).abs().max() <= CLOSE[ours.dtype] * right.double().abs().max() + 1e-7
+
+
+@compiled
+@pytest.mark.parametrize(("products", "stream"), PAIRS, ids=IDS)
+@pytest.mark.parametrize("width", [8, 33, 576, 1030])
+def test_norms(both, products, stream, width):
+    x, delta = torch.randn(7, width, dtype=stream), torch.randn(7, width, dtype=products)
+    weight, gradient = torch.randn(width), torch.randn(7, width, dtype=products)
+    same(*both(kernels.norm, x, weight, 1e-5, products, delta))
+    found, wanted = both(kernels.norm, x, weight, 1e-5, products)
+    same(found, wanted)
+    inverse = found[1]
+    same(*both(kernels.normed, x, weight, inverse, products))
+    same(*both(kernels.norm_backward, gradient, x, weight, inverse, x, True))
+    same(*both(kernels.norm_backward, gradient, x, weight, inverse, None, False))
+    same(*both(kernels.add, x, delta))
+
+
+@compiled
+@pytest.mark.parametrize("dtype", CLOSE, ids=str)
+def test_gates(both, dtype):
+    gate, up, gradient = (torch.randn(5, 700, dtype=dtype) * 6 for _ in range(3))
+    gate[0, :4] = torch.tensor([-200.0, 200.0, 0.0, -90.0])
+    same(*both(kernels.gated, gate, up))
+    same(*both(kernels.gated_backward, gradient, gate, up, True))
+    same(*both(kernels.gated_backward, gradient, gate, up, False))
+
+
+@compiled
+@pytest.mark.parametrize("dtype", CLOSE, ids=str)
+@pytest.mark.parametrize("half", [0, 5, 16])
+@pytest.mark.parametrize("back", [False, True])
+def test_turned_heads(both, dtype, half, back):
+    source = torch.randn(2, 9, 3, 2, 32, dtype=dtype)
+    angles = torch.randn(2, 9, half)
+    cosine, sine = angles.cos(), angles.sin()
+
+    def turned(apart):
+        target = torch.zeros(2, 3, 9, 2, 32, dtype=dtype)
+        kernels.turned(source, target.transpose(1, 2), cosine[:apart], sine[:apart], 0.3, back)
+        return target
+
+    same(*both(turned, 2))
+    same(*both(turned, 1))
+    there = kernels.turned(source, torch.empty_like(source), cosine, sine)
+    again = kernels.turned(there, torch.empty_like(source), cosine, sine, back=True)
+    assert (again - source).abs().max() <= 4 * CLOSE[dtype] * source.abs().max()
+
+
+@compiled
+@pytest.mark.parametrize("dtype", CLOSE, ids=str)
+@pytest.mark.parametrize(("queries", "groups", "start"), [(1, 1, 0), (20, 3, 0), (40, 1, 700)])
+def test_shares(both, dtype, queries, groups, start):
+    keys = start + queries
+    scores = 5 * torch.randn(4, queries * groups, keys, dtype=dtype)
+    found, wanted = both(lambda: kernels.shares(scores.clone(), groups, start))
+    same(found, wanted)
+    assert not found.view(4, queries, groups, keys)[:, 0, :, start + 1 :].any()
+    gradient = torch.randn_like(found)
+    gradient[:, 0, -1] = float("nan") if keys > start + 1 else 1.0  # behind the first query
+    same(*both(lambda: kernels.shares_backward(found, gradient.clone(), groups, start)))
+
+
+@compiled
+@pytest.mark.parametrize("dtype", CLOSE, ids=str)
+@pytest.mark.parametrize("width", [1, 50, 5000])
+def test_log_probabilities(both, dtype, width):
+    logits, targets = 8 * torch.randn(6, width, dtype=dtype), torch.randint(width, (6,))
+
+    def call(steep):
+        used = logits.clone()
+        return kernels.target_logps(used, targets, steep), used
+
+    same(*both(call, True))
+    found = call(True)[1]
+    assert torch.equal(call(False)[1], logits)
+    exact = torch.nn.functional.one_hot(targets, width) - logits.double().softmax(-1)
+    assert (found - exact).abs().max() <= CLOSE[dtype]
+
+
+@pytest.mark.parametrize("compiled", [pytest.param(True, marks=compiled), False])
+@pytest.mark.parametrize("dtype", CLOSE, ids=str)
+def test_dropout_drops_its_share_in_the_same_places(monkeypatch, compiled, dtype):
+    if not compiled:
+        monkeypatch.setattr(kernels, "library", lambda: None)
+    x = torch.ones(400, 333, dtype=dtype)
+    one, again, other = (kernels.dropped(x, 0.2, seed) for seed in (1 << 40, 1 << 40, 1 + (1 << 40)))
+    assert torch.equal(one, again) and not torch.equal(one, other)
+    share = (one == 0).double().mean().item()
+    assert share == pytest.approx(0.2, abs=0.006)  # five standard deviations
+    assert one.max().item() == pytest.approx(1.25, rel=0.01)
+    columns, rows = (one == 0).double().mean(0), (one == 0).double().mean(1)
+    assert columns.std() < 0.03 and rows.std() < 0.03  # 0.02 and 0.022 when independent
+    both = ((one == 0) & (other == 0)).double().mean().item()
+    assert both == pytest.approx(0.04, abs=0.004)
+    summed = kernels.dropped(x, 0.2, 1 << 40, onto=torch.full_like(x, 2.0))
+    assert torch.equal(summed, one + 2)
+
+
+@compiled
+@pytest.mark.parametrize("width", [16, 64, 80, 128])
+@pytest.mark.parametrize(("length", "groups"), [(1, 1), (2, 3), (49, 1), (300, 2)])
+def test_attention_whole(both, width, length, groups):
+    from weitiao.models.attention import attend, attend_backward
+
+    query = (torch.randn(6, length * groups, width) / width**0.5).bfloat16()
+    key, value = (torch.randn(6, length, width).bfloat16() for _ in range(2))
+    found, wanted = both(attend, query, key, value, 3)
+    assert (found - wanted).abs().max() <= 0.02 * wanted.abs().max()
+    gradient = torch.randn_like(found)
+    for ours, right in zip(*both(attend_backward, gradient, query, key, value, 3), strict=True):
+        assert ours.shape == right.shape and (ours - right).abs().max() <= 0.02 * right.abs().max() + 1e-3
+
+
+@compiled
+def test_a_number_that_is_none_passes_through():
+    logits = torch.randn(2, 40)
+    logits[1, 3] = float("nan")
+    logps = kernels.target_logps(logits, torch.tensor([1, 2]), False)
+    assert logps[0].isfinite() and logps[1].isnan()
+    x = torch.randn(2, 64, dtype=torch.bfloat16)
+    x[1, 5] = float("nan")
+    out, *_ = kernels.norm(x, torch.ones(64), 1e-5, torch.bfloat16)
+    assert out[0].isfinite().all() and out[1].isnan().all()
+
+
+def test_without_a_compiler_it_goes_on_and_says_so(monkeypatch, capsys, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("CC", "no-such-compiler")
+    assert kernels.library.__wrapped__() is None
+    assert "no-such-compiler" in capsys.readouterr().err
+
+
+def test_a_compiler_that_fails_is_named_by_its_last_word(monkeypatch, capsys, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    broken = tmp_path / "cc"
+    broken.write_text("#!/bin/sh\necho 'it is broken' >&2\nexit 3\n", encoding="utf-8")
+    broken.chmod(0o755)
+    monkeypatch.setenv("CC", str(broken))
+    assert kernels.library.__wrapped__() is None
+    assert "it is broken" in capsys.readouterr().err
+
+
+@compiled
+def test_it_is_compiled_once(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    run, commands = subprocess.run, []
+    monkeypatch.setattr(
+        subprocess, "run", lambda command, **options: commands.append(command) or run(command, **options)
+    )
+    assert all(kernels.library.__wrapped__() is not None for _ in range(2))
+    assert sum("-o" in command for command in commands) == 1
+    assert [path.suffix for path in (tmp_path / "weitiao" / "kernels").iterdir()] == [".so"]

@@ -1,0 +1,553 @@
+/* The elementwise parts of a training block, each in one pass over memory; the twin of every function is in kernels.py.
+ *
+ * The file includes itself once for each pair of types: E is what matrix products are computed in, R what the residual
+ * stream is held in. Sums are float32. Rows are shared out among threads; a result does not depend on how many.
+ */
+#ifndef E
+
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+typedef uint16_t bf16;
+typedef int64_t size;
+
+#define INLINE static inline __attribute__((always_inline))
+#define BLOCK 512 /* numbers that are widened at once: they stay in the nearest cache */
+
+INLINE float bits_float(uint32_t bits) { float value; memcpy(&value, &bits, 4); return value; }
+INLINE uint32_t float_bits(float value) { uint32_t bits; memcpy(&bits, &value, 4); return bits; }
+INLINE float get_bf16(bf16 value) { return bits_float((uint32_t)value << 16); }
+INLINE float get_float(float value) { return value; }
+INLINE float put_float(float value) { return value; }
+INLINE bf16 put_bf16(float value) { /* to the nearest, ties to even */
+    uint32_t bits = float_bits(value);
+    return (bf16)((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+}
+
+/* e to the power of x, to two units in the last place; below -87 it is 0, above 88 it stops growing. */
+INLINE float power_of_e(float x) {
+    float clipped = x < -87.0f ? -87.0f : x > 88.0f ? 88.0f : x; /* a NaN passes */
+    float turns = clipped * 1.44269504f, whole = rintf(turns);
+    float rest = fmaf(clipped, 1.44269504f, -whole) + clipped * 1.92596299e-8f;
+    float value = 1.54035304e-4f;
+    value = fmaf(value, rest, 1.33335581e-3f);
+    value = fmaf(value, rest, 9.61812911e-3f);
+    value = fmaf(value, rest, 5.55041087e-2f);
+    value = fmaf(value, rest, 2.40226507e-1f);
+    value = fmaf(value, rest, 6.93147181e-1f);
+    value = fmaf(value, rest, 1.0f);
+    value *= bits_float((uint32_t)((int32_t)whole + 127) << 23);
+    return x < -87.0f ? 0.0f : value;
+}
+
+/* A bijection of 32 bits that leaves no pattern to see. */
+INLINE uint32_t mixed(uint32_t x) {
+    x ^= x >> 16; x *= 0x7feb352du; x ^= x >> 15; x *= 0x846ca68bu;
+    return x ^ x >> 16;
+}
+
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+#include <stdlib.h>
+
+#define TILE 4    /* rows of a tile, which is 16, 32, 48 or 64 numbers wide: it stays in registers */
+#define QUERIES 48 /* query rows that pass through all products together */
+#define UP(value, to) (((value) + (to)-1) / (to) * (to))
+
+/* c [TILE, 16 * wide] (+)= a b, where a(m, k) at a[m * am + k * ak] is two neighbours along the sum, and so is
+ * b(k, n) at b[k * bk + n]. */
+INLINE void tile(const int wide, const uint32_t *a, size am, size ak, const uint32_t *b, size bk, float *c, size cm,
+                 size pairs, int add) {
+    __m512 sum[TILE][4];
+    for (int m = 0; m < TILE; m++)
+        for (int n = 0; n < wide; n++) sum[m][n] = add ? _mm512_loadu_ps(c + m * cm + 16 * n) : _mm512_setzero_ps();
+    for (size k = 0; k < pairs; k++) {
+        __m512bh right[4];
+        for (int n = 0; n < wide; n++) right[n] = (__m512bh)_mm512_loadu_si512(b + k * bk + 16 * n);
+        for (int m = 0; m < TILE; m++) {
+            __m512bh left = (__m512bh)_mm512_set1_epi32((int)a[m * am + k * ak]);
+            for (int n = 0; n < wide; n++) sum[m][n] = _mm512_dpbf16_ps(sum[m][n], left, right[n]);
+        }
+    }
+    for (int m = 0; m < TILE; m++)
+        for (int n = 0; n < wide; n++) _mm512_storeu_ps(c + m * cm + 16 * n, sum[m][n]);
+}
+
+/* The same for [rows, columns], multiples of TILE and 16. */
+static void product(size rows, size columns, const uint32_t *a, size am, size ak, const uint32_t *b, size bk, float *c,
+                    size cm, size pairs, int add) {
+    for (size n = 0; n < columns; n += 64)
+        for (size m = 0; m < rows; m += TILE) {
+            const uint32_t *left = a + m * am, *right = b + n;
+            float *to = c + m * cm + n;
+            switch (columns - n) {
+            case 16: tile(1, left, am, ak, right, bk, to, cm, pairs, add); break;
+            case 32: tile(2, left, am, ak, right, bk, to, cm, pairs, add); break;
+            case 48: tile(3, left, am, ak, right, bk, to, cm, pairs, add); break;
+            default: tile(4, left, am, ak, right, bk, to, cm, pairs, add);
+            }
+        }
+}
+
+/* [rows, width] numbers to [width / 2, apart] pairs of neighbours in a row; columns behind rows become zero. */
+static void stand(const bf16 *from, size rows, size width, uint32_t *to, size apart) {
+    for (size start = 0; start < apart; start += 16)
+        for (size k = 0; k < width / 2; k++) {
+            uint32_t *line = to + k * apart + start;
+            for (size i = 0; i < 16; i++) {
+                uint32_t two = 0;
+                if (start + i < rows) memcpy(&two, from + (start + i) * width + 2 * k, 4);
+                line[i] = two;
+            }
+        }
+}
+
+/* [rows, width] numbers to [count / 2, width] pairs of neighbours in a column; rows behind the last are zero. */
+static void lace(const bf16 *from, size rows, size width, uint32_t *to, size count) {
+    for (size row = 0; row < count; row += 2) {
+        const bf16 *one = from + row * width, *two = one + width;
+        uint32_t *line = to + row / 2 * width;
+        if (row + 1 < rows) {
+#pragma omp simd
+            for (size i = 0; i < width; i++) line[i] = (uint32_t)one[i] | (uint32_t)two[i] << 16;
+        } else {
+            for (size i = 0; i < width; i++) line[i] = row < rows ? one[i] : 0;
+        }
+    }
+}
+
+/* At least so many bytes of this thread's own, which it keeps for the next call. */
+static void *scratch(size bytes) {
+    static _Thread_local void *memory;
+    static _Thread_local size held;
+    if (bytes > held) {
+        free(memory);
+        held = UP(bytes, 1 << 16);
+        memory = aligned_alloc(64, held);
+        if (!memory) held = 0;
+    }
+    return memory;
+}
+
+/* Scores of one row to exponentials, in place; what it may not see becomes zero. Returns their sum. */
+INLINE float exponentials(float *line, size seen, size columns) {
+    float most = -INFINITY, total = 0.0f;
+#pragma omp simd reduction(max : most)
+    for (size i = 0; i < seen; i++) most = line[i] > most ? line[i] : most;
+#pragma omp simd reduction(+ : total)
+    for (size i = 0; i < seen; i++) {
+        line[i] = power_of_e(line[i] - most);
+        total += line[i];
+    }
+    memset(line + seen, 0, (columns - seen) * sizeof(float));
+    return total;
+}
+
+/* Causal attention: query [n, length * groups, width], scaled, key and value [n, length, width] to out, where row t of
+ * query j of n = b * heads + h lies at b * out_b + t * out_t + (h * groups + j) * width. Returns 0, or 1 for want of
+ * memory. width is a multiple of 16. */
+int attend(const bf16 *query, const bf16 *key, const bf16 *value, bf16 *out, size n, size heads, size length,
+           size groups, size width, size out_b, size out_t) {
+    int failed = 0;
+    size apart = UP(length, 64), lines = UP(length, 2);
+#pragma omp parallel for schedule(dynamic) reduction(| : failed)
+    for (size one = 0; one < n; one++) {
+        size bytes = 4 * (apart * width / 2 + lines / 2 * width + QUERIES * (apart + apart / 2 + width + width / 2));
+        uint32_t *keys = scratch(bytes), *values = keys + apart * width / 2;
+        if (!keys) {
+            failed = 1;
+            continue;
+        }
+        float *scores = (float *)(values + lines / 2 * width), *sums = scores + QUERIES * apart;
+        uint32_t *parts = (uint32_t *)(sums + QUERIES * width), *asked = parts + QUERIES * apart / 2;
+        stand(key + one * length * width, length, width, keys, apart);
+        lace(value + one * length * width, length, width, values, lines);
+        for (size from = 0; from < length * groups; from += QUERIES) {
+            size rows = length * groups - from < QUERIES ? length * groups - from : QUERIES;
+            size end = (from + rows - 1) / groups + 1, columns = UP(end, 64), full = UP(rows, TILE);
+            float totals[QUERIES];
+            memcpy(asked, query + (one * length * groups + from) * width, rows * width * sizeof(bf16));
+            memset((bf16 *)asked + rows * width, 0, (full - rows) * width * sizeof(bf16));
+            product(full, columns, asked, width / 2, 1, keys, apart, scores, columns, width / 2, 0);
+            for (size row = 0; row < full; row++) {
+                float *line = scores + row * columns;
+                totals[row] = exponentials(line, row < rows ? (from + row) / groups + 1 : 1, columns);
+                bf16 *part = (bf16 *)parts + row * columns;
+#pragma omp simd
+                for (size i = 0; i < columns; i++) part[i] = put_bf16(line[i]);
+            }
+            product(full, width, parts, columns / 2, 1, values, width, sums, width, UP(end, 2) / 2, 0);
+            for (size row = 0; row < rows; row++) {
+                size t = (from + row) / groups, j = (from + row) % groups;
+                bf16 *o = out + one / heads * out_b + t * out_t + (one % heads * groups + j) * width;
+                float scale = 1.0f / totals[row];
+#pragma omp simd
+                for (size i = 0; i < width; i++) o[i] = put_bf16(sums[row * width + i] * scale);
+            }
+        }
+    }
+    return failed;
+}
+
+/* Its gradients at query, key and value, laid out as these are, given the one at out. */
+int attend_backward(const bf16 *gradient, const bf16 *query, const bf16 *key, const bf16 *value, bf16 *at_query,
+                    bf16 *at_key, bf16 *at_value, size n, size heads, size length, size groups, size width, size out_b,
+                    size out_t) {
+    int failed = 0;
+    size apart = UP(length, 64), lines = UP(length, TILE);
+#pragma omp parallel for schedule(dynamic) reduction(| : failed)
+    for (size one = 0; one < n; one++) {
+        size bytes = 4 * (apart * width + lines / 2 * width + 2 * lines * width + QUERIES * (3 * apart + 4 * width) +
+                          QUERIES / 2 * apart);
+        uint32_t *keys = scratch(bytes), *values = keys + apart * width / 2;
+        if (!keys) {
+            failed = 1;
+            continue;
+        }
+        uint32_t *laced = values + apart * width / 2;
+        float *key_sums = (float *)(laced + lines / 2 * width), *value_sums = key_sums + lines * width;
+        float *shares = value_sums + lines * width, *slopes = shares + QUERIES * apart;
+        uint32_t *laced_shares = (uint32_t *)(slopes + QUERIES * apart);
+        uint32_t *laced_slopes = laced_shares + QUERIES / 2 * apart, *parts = laced_slopes + QUERIES / 2 * apart;
+        float *sums = (float *)(parts + QUERIES / 2 * apart);
+        uint32_t *asked = (uint32_t *)(sums + QUERIES * width), *given = asked + QUERIES * width / 2;
+        uint32_t *laced_asked = given + QUERIES * width / 2, *laced_given = laced_asked + QUERIES / 2 * width;
+        stand(key + one * length * width, length, width, keys, apart);
+        stand(value + one * length * width, length, width, values, apart);
+        lace(key + one * length * width, length, width, laced, lines);
+        memset(key_sums, 0, 2 * lines * width * sizeof(float));
+        for (size from = 0; from < length * groups; from += QUERIES) {
+            size rows = length * groups - from < QUERIES ? length * groups - from : QUERIES;
+            size end = (from + rows - 1) / groups + 1, columns = UP(end, 64), full = UP(rows, TILE);
+            memcpy(asked, query + (one * length * groups + from) * width, rows * width * sizeof(bf16));
+            for (size row = 0; row < rows; row++) {
+                size t = (from + row) / groups, j = (from + row) % groups;
+                const bf16 *line = gradient + one / heads * out_b + t * out_t + (one % heads * groups + j) * width;
+                memcpy((bf16 *)given + row * width, line, width * sizeof(bf16));
+            }
+            memset((bf16 *)asked + rows * width, 0, (full - rows) * width * sizeof(bf16));
+            memset((bf16 *)given + rows * width, 0, (full - rows) * width * sizeof(bf16));
+            lace((bf16 *)asked, full, width, laced_asked, full);
+            lace((bf16 *)given, full, width, laced_given, full);
+            product(full, columns, asked, width / 2, 1, keys, apart, shares, columns, width / 2, 0);
+            product(full, columns, given, width / 2, 1, values, apart, slopes, columns, width / 2, 0);
+            for (size row = 0; row < full; row++) {
+                float *share = shares + row * columns, *slope = slopes + row * columns, inner = 0.0f;
+                size seen = row < rows ? (from + row) / groups + 1 : 1;
+                float scale = 1.0f / exponentials(share, seen, columns);
+#pragma omp simd reduction(+ : inner)
+                for (size i = 0; i < seen; i++) {
+                    share[i] *= scale;
+                    inner += share[i] * slope[i];
+                }
+                bf16 *part = (bf16 *)parts + row * columns;
+#pragma omp simd
+                for (size i = 0; i < columns; i++) {
+                    slope[i] = share[i] * (slope[i] - inner);
+                    part[i] = put_bf16(slope[i]);
+                }
+            }
+            for (size row = 0; row < full; row += 2)
+                for (size i = 0, at = row * columns; i < columns; i += 16) {
+                    uint32_t *share = laced_shares + row / 2 * columns + i, *slope = laced_slopes + row / 2 * columns + i;
+                    const float *first = shares + at + i, *second = slopes + at + i;
+#pragma omp simd
+                    for (int lane = 0; lane < 16; lane++) {
+                        share[lane] = put_bf16(first[lane]) | (uint32_t)put_bf16(first[lane + columns]) << 16;
+                        slope[lane] = put_bf16(second[lane]) | (uint32_t)put_bf16(second[lane + columns]) << 16;
+                    }
+                }
+            product(full, width, parts, columns / 2, 1, laced, width, sums, width, UP(end, 2) / 2, 0);
+            for (size row = 0; row < rows; row++) {
+                bf16 *o = at_query + (one * length * groups + from + row) * width;
+#pragma omp simd
+                for (size i = 0; i < width; i++) o[i] = put_bf16(sums[row * width + i]);
+            }
+            size ended = UP(end, TILE);
+            product(ended, width, laced_shares, 1, columns, laced_given, width, value_sums, width, full / 2, 1);
+            product(ended, width, laced_slopes, 1, columns, laced_asked, width, key_sums, width, full / 2, 1);
+        }
+        for (size i = 0; i < length * width; i++) {
+            at_key[one * length * width + i] = put_bf16(key_sums[i]);
+            at_value[one * length * width + i] = put_bf16(value_sums[i]);
+        }
+    }
+    return failed;
+}
+#endif
+
+#define JOIN(a, b, c) a##_##b##_##c
+#define JOINED(a, b, c) JOIN(a, b, c)
+#define NAME(name) JOINED(name, E, R)
+#define CAT(a, b) a##b
+#define CATTED(a, b) CAT(a, b)
+#define GET_E CATTED(get_, E)
+#define PUT_E CATTED(put_, E)
+#define GET_R CATTED(get_, R)
+#define PUT_R CATTED(put_, R)
+
+#define E bf16
+#define R bf16
+#include "kernels.c"
+#undef R
+#define R float
+#include "kernels.c"
+#undef E
+#define E float
+#include "kernels.c"
+
+#else
+
+/* sum = x + delta (where there is a delta), out = weight * sum / rms(sum), inverse[row] = 1 / rms. */
+void NAME(norm)(const R *x, const E *delta, const float *weight, float epsilon, R *sum, E *out, float *inverse,
+                size rows, size width) {
+#pragma omp parallel for schedule(static)
+    for (size row = 0; row < rows; row++) {
+        const R *in = x + row * width;
+        E *o = out + row * width;
+        float squares = 0.0f;
+        if (delta) {
+            const E *more = delta + row * width;
+            R *kept = sum + row * width;
+#pragma omp simd reduction(+ : squares)
+            for (size i = 0; i < width; i++) {
+                R value = PUT_R(GET_R(in[i]) + GET_E(more[i]));
+                kept[i] = value;
+                squares += GET_R(value) * GET_R(value);
+            }
+            in = kept;
+        } else {
+#pragma omp simd reduction(+ : squares)
+            for (size i = 0; i < width; i++) squares += GET_R(in[i]) * GET_R(in[i]);
+        }
+        float scale = 1.0f / sqrtf(squares / (float)width + epsilon);
+        inverse[row] = scale;
+#pragma omp simd
+        for (size i = 0; i < width; i++) o[i] = PUT_E(GET_R(in[i]) * scale * weight[i]);
+    }
+}
+
+/* out = weight * x * inverse: what norm gave, again. */
+void NAME(normed)(const R *x, const float *weight, const float *inverse, E *out, size rows, size width) {
+#pragma omp parallel for schedule(static)
+    for (size row = 0; row < rows; row++) {
+        const R *in = x + row * width;
+        E *o = out + row * width;
+        float scale = inverse[row];
+#pragma omp simd
+        for (size i = 0; i < width; i++) o[i] = PUT_E(GET_R(in[i]) * scale * weight[i]);
+    }
+}
+
+/* out = residual + the gradient at x of norm, given its gradient at out; narrow (where wanted) is out in E; slopes
+ * [parts, width] gather the gradient at weight, part by part of the rows. */
+void NAME(norm_backward)(const E *gradient, const R *x, const float *weight, const float *inverse, const R *residual,
+                         R *out, E *narrow, float *slopes, size parts, size rows, size width) {
+#pragma omp parallel for schedule(static)
+    for (size part = 0; part < parts; part++) {
+        float *slope = slopes ? slopes + part * width : 0;
+        for (size row = rows * part / parts; row < rows * (part + 1) / parts; row++) {
+            const E *g = gradient + row * width;
+            const R *in = x + row * width;
+            R *o = out + row * width;
+            float scale = inverse[row], inner = 0.0f;
+#pragma omp simd reduction(+ : inner)
+            for (size i = 0; i < width; i++) inner += GET_E(g[i]) * weight[i] * GET_R(in[i]);
+            inner *= scale * scale / (float)width;
+            if (slope) {
+#pragma omp simd
+                for (size i = 0; i < width; i++) slope[i] += GET_E(g[i]) * GET_R(in[i]) * scale;
+            }
+            if (residual) {
+                const R *past = residual + row * width;
+#pragma omp simd
+                for (size i = 0; i < width; i++)
+                    o[i] = PUT_R(GET_R(past[i]) + scale * (GET_E(g[i]) * weight[i] - GET_R(in[i]) * inner));
+            } else {
+#pragma omp simd
+                for (size i = 0; i < width; i++)
+                    o[i] = PUT_R(scale * (GET_E(g[i]) * weight[i] - GET_R(in[i]) * inner));
+            }
+            if (narrow) {
+                E *n = narrow + row * width;
+#pragma omp simd
+                for (size i = 0; i < width; i++) n[i] = PUT_E(GET_R(o[i]));
+            }
+        }
+    }
+}
+
+/* out = x + delta. */
+void NAME(add)(const R *x, const E *delta, R *out, size count) {
+#pragma omp parallel for simd schedule(static)
+    for (size i = 0; i < count; i++) out[i] = PUT_R(GET_R(x[i]) + GET_E(delta[i]));
+}
+
+/* out = silu(gate) * up. */
+void NAME(gated)(const E *gate, const E *up, E *out, size count) {
+#pragma omp parallel for simd schedule(static)
+    for (size i = 0; i < count; i++) {
+        float x = GET_E(gate[i]);
+        out[i] = PUT_E(x / (1.0f + power_of_e(-x)) * GET_E(up[i]));
+    }
+}
+
+/* The gradients at gate and up, given the one at the product; the product again, where it is wanted. */
+void NAME(gated_backward)(const E *gradient, const E *gate, const E *up, E *gate_gradient, E *up_gradient, E *out,
+                          size count) {
+#pragma omp parallel for schedule(static)
+    for (size start = 0; start < count; start += BLOCK) {
+        size end = start + BLOCK < count ? start + BLOCK : count;
+        if (out) {
+#pragma omp simd
+            for (size i = start; i < end; i++) {
+                float x = GET_E(gate[i]);
+                out[i] = PUT_E(x / (1.0f + power_of_e(-x)) * GET_E(up[i]));
+            }
+        }
+#pragma omp simd
+        for (size i = start; i < end; i++) {
+            float x = GET_E(gate[i]), u = GET_E(up[i]), g = GET_E(gradient[i]);
+            float share = 1.0f / (1.0f + power_of_e(-x));
+            gate_gradient[i] = PUT_E(g * u * share * (1.0f + x * (1.0f - share)));
+            up_gradient[i] = PUT_E(g * x * share);
+        }
+    }
+}
+
+/* Heads moved from one layout to another and turned by their position's angles on the way:
+ * to[b, t, h, j, :] = turn(from[b, t, h, j, :]) * scale, where from and to have strides of their own for b, t, h, j. The
+ * first 2 * half numbers of a head are turned, in pairs half apart; cosine and sine [T, half] lie apart from one b to the
+ * next. direction -1 turns back; half 0 moves only. */
+void NAME(turned)(const E *from, E *to, const float *cosine, const float *sine, size apart, float scale,
+                  float direction, size batch, size length, size heads, size groups, size width, size half, size from_b,
+                  size from_t, size from_h, size from_j, size to_b, size to_t, size to_h, size to_j) {
+#pragma omp parallel for schedule(static)
+    for (size place = 0; place < batch * length; place++) {
+        size b = place / length, t = place % length;
+        const float *c = cosine + b * apart + t * half, *s = sine + b * apart + t * half;
+        for (size head = 0; head < heads * groups; head++) {
+            size h = head / groups, j = head % groups;
+            const E *in = from + b * from_b + t * from_t + h * from_h + j * from_j;
+            E *o = to + b * to_b + t * to_t + h * to_h + j * to_j;
+#pragma omp simd
+            for (size i = 0; i < half; i++) {
+                float x = GET_E(in[i]), y = GET_E(in[i + half]), turn = s[i] * direction;
+                o[i] = PUT_E((x * c[i] - y * turn) * scale);
+                o[i + half] = PUT_E((y * c[i] + x * turn) * scale);
+            }
+            if (scale == 1.0f) {
+                memcpy(o + 2 * half, in + 2 * half, (width - 2 * half) * sizeof(E));
+            } else {
+#pragma omp simd
+                for (size i = 2 * half; i < width; i++) o[i] = PUT_E(GET_E(in[i]) * scale);
+            }
+        }
+    }
+}
+
+/* Scores [n, queries * groups, keys] to shares of what a query may see, in place: its keys up to start + query. */
+void NAME(shares)(E *scores, size n, size queries, size groups, size keys, size start) {
+#pragma omp parallel for schedule(static)
+    for (size row = 0; row < n * queries * groups; row++) {
+        size seen = start + row % (queries * groups) / groups + 1;
+        E *line = scores + row * keys;
+        float most = -INFINITY, total = 0.0f;
+#pragma omp simd reduction(max : most)
+        for (size i = 0; i < seen; i++) most = GET_E(line[i]) > most ? GET_E(line[i]) : most;
+        float kept[BLOCK];
+        for (size from = 0; from < seen; from += BLOCK) {
+            size count = seen - from < BLOCK ? seen - from : BLOCK;
+#pragma omp simd reduction(+ : total)
+            for (size i = 0; i < count; i++) {
+                kept[i] = power_of_e(GET_E(line[from + i]) - most);
+                total += kept[i];
+            }
+            if (seen <= BLOCK) break; /* the usual case: rounded once */
+#pragma omp simd
+            for (size i = 0; i < count; i++) line[from + i] = PUT_E(kept[i]);
+        }
+        float scale = 1.0f / total;
+        if (seen <= BLOCK) {
+#pragma omp simd
+            for (size i = 0; i < seen; i++) line[i] = PUT_E(kept[i] * scale);
+        } else {
+#pragma omp simd
+            for (size i = 0; i < seen; i++) line[i] = PUT_E(GET_E(line[i]) * scale);
+        }
+        memset(line + seen, 0, (keys - seen) * sizeof(E));
+    }
+}
+
+/* The gradient at the scores, in the place of the one at the shares. */
+void NAME(shares_backward)(const E *shares, E *gradient, size n, size queries, size groups, size keys, size start) {
+#pragma omp parallel for schedule(static)
+    for (size row = 0; row < n * queries * groups; row++) {
+        size seen = start + row % (queries * groups) / groups + 1;
+        const E *share = shares + row * keys;
+        E *line = gradient + row * keys;
+        float inner = 0.0f;
+#pragma omp simd reduction(+ : inner)
+        for (size i = 0; i < seen; i++) inner += GET_E(share[i]) * GET_E(line[i]);
+#pragma omp simd
+        for (size i = 0; i < seen; i++) line[i] = PUT_E(GET_E(share[i]) * (GET_E(line[i]) - inner));
+        memset(line + seen, 0, (keys - seen) * sizeof(E));
+    }
+}
+
+/* Logits [rows, width] to log-probabilities of their targets; where steep is set, the logits become the gradient of that
+ * number: one at the target, less the probabilities. */
+void NAME(target_logps)(E *logits, const int64_t *targets, float *logps, size steep, size rows, size width) {
+#pragma omp parallel for schedule(static)
+    for (size row = 0; row < rows; row++) {
+        E *line = logits + row * width;
+        float most = -INFINITY, total = 0.0f, wanted = GET_E(line[targets[row]]);
+#pragma omp simd reduction(max : most)
+        for (size i = 0; i < width; i++) most = GET_E(line[i]) > most ? GET_E(line[i]) : most;
+#pragma omp simd reduction(+ : total)
+        for (size i = 0; i < width; i++) total += power_of_e(GET_E(line[i]) - most);
+        float shift = most + logf(total);
+        logps[row] = wanted - shift;
+        if (!steep) continue;
+#pragma omp simd
+        for (size i = 0; i < width; i++) line[i] = PUT_E(-power_of_e(GET_E(line[i]) - shift));
+        line[targets[row]] = PUT_E(1.0f - power_of_e(wanted - shift));
+    }
+}
+
+/* out = x, each number zero with probability dropped / 65536 and else times scale; added to out where add is set. The
+ * same seed drops the same places. */
+void NAME(dropped)(const E *x, E *out, size seed, size key, size dropped, float scale, size add, size rows,
+                   size width) {
+#pragma omp parallel for schedule(static)
+    for (size row = 0; row < rows; row++) {
+        const E *in = x + row * width;
+        E *o = out + row * width;
+        uint32_t state[32], limit = (uint32_t)dropped;
+        uint32_t first = mixed((uint32_t)row ^ (uint32_t)seed) ^ (uint32_t)key;
+#pragma omp simd
+        for (int lane = 0; lane < 32; lane++) state[lane] = mixed(first + 0x9e3779b9u * (uint32_t)(lane + 1)) | 1u;
+        for (size start = 0; start < width; start += 32) {
+            float keep[32];
+#pragma omp simd
+            for (int lane = 0; lane < 32; lane++) {
+                uint32_t drawn = state[lane];
+                drawn ^= drawn << 13; drawn ^= drawn >> 17; drawn ^= drawn << 5;
+                state[lane] = drawn;
+                keep[lane] = (drawn >> 16) < limit ? 0.0f : scale;
+            }
+            size count = width - start < 32 ? width - start : 32;
+            if (add) {
+#pragma omp simd
+                for (size i = 0; i < count; i++)
+                    o[start + i] = PUT_E(GET_E(o[start + i]) + GET_E(in[start + i]) * keep[i]);
+            } else {
+#pragma omp simd
+                for (size i = 0; i < count; i++) o[start + i] = PUT_E(GET_E(in[start + i]) * keep[i]);
+            }
+        }
+    }
+}
+
+#endif

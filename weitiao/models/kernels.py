@@ -1,0 +1,301 @@
+"""The elementwise parts of a training block: compiled once from ``kernels.c``, and in plain torch where that cannot be.
+
+    out, inverse, total = norm(x, weight, epsilon, delta)
+
+Every function does in one pass over memory what takes torch several. The library is built with the machine's own C
+compiler (``CC``, or cc, gcc, clang) the first time it is wanted, and kept in the cache folder for this source, compiler
+and processor. Without a compiler the same functions run in torch, which is said once. Tensors are contiguous unless
+said otherwise; E is the dtype of matrix products, R that of the residual stream: bfloat16 and bfloat16, bfloat16 and
+float32, or float32 and float32.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from weitiao.errors import say
+from weitiao.machine.speed import cache_folder
+
+SOURCE = Path(__file__).with_name("kernels.c")
+FLAGS = "-O3 -march=native -fopenmp -fno-math-errno -fno-trapping-math -fno-signed-zeros -shared -fPIC".split()
+if platform.machine() in ("x86_64", "AMD64"):
+    FLAGS += ["-mprefer-vector-width=512"]  # compilers shy away from what older processors slowed down for
+SECONDS = 120  # after which a compiler is given up
+NAMES = {torch.bfloat16: "bf16", torch.float32: "float"}
+PARTS = 16  # of the rows, each of which sums up a gradient of its own: as many whatever the number of threads
+
+
+@functools.cache
+def library() -> Any:
+    """The compiled functions; None where there are none."""
+    if os.environ.get("WEITIAO_KERNELS") == "torch":
+        return None
+    compiler = os.environ.get("CC") or next(filter(shutil.which, ("cc", "gcc", "clang")), "")
+    try:
+        if not compiler:
+            raise OSError("no C compiler")
+        return ctypes.CDLL(str(_built(compiler.split())))
+    except (OSError, subprocess.SubprocessError) as error:
+        lines = (getattr(error, "stderr", "") or str(error)).strip().splitlines()
+        message = "no compiled kernels ({reason}); training goes on in plain torch, at about two thirds of the speed"
+        say(message, reason=lines[-1] if lines else type(error).__name__)
+        return None
+
+
+def _built(compiler: list[str]) -> Path:
+    """The library's path; compiles it if it is not there yet."""
+    version = subprocess.run([*compiler, "--version"], capture_output=True, text=True, timeout=SECONDS).stdout
+    flags = [*FLAGS, *_threads()]
+    facts = [SOURCE.read_text("utf-8"), *compiler, *flags, version, platform.machine(), _processor()]
+    name = f"{hashlib.sha256(chr(0).join(facts).encode()).hexdigest()[:24]}.so"
+    path = cache_folder() / "kernels" / name
+    if path.is_file():
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
+        made = Path(scratch) / name
+        command = [*compiler, str(SOURCE), *flags, "-lm", "-o", str(made)]
+        subprocess.run(command, check=True, capture_output=True, text=True, timeout=SECONDS)
+        os.replace(made, path)
+    return path
+
+
+def _threads() -> list[str]:
+    """Torch's own OpenMP library, by its path: a second one would bring threads of its own that fight for the cores."""
+    if sys.platform != "linux":
+        return []
+    folder = Path(torch.__file__).parent
+    found = [*folder.glob("lib/libgomp*.so*"), *folder.parent.glob("torch.libs/libgomp*.so*")]
+    return [str(found[0]), "-Wl,--as-needed"] if found else []
+
+
+def _processor() -> str:
+    """What tells this processor from others that may share the folder."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return "\n".join(sorted({line for line in lines if line.startswith(("flags", "model name", "Features"))}))
+
+
+def _call(name: str, first: Tensor, stream: Tensor, *arguments: Any) -> None:
+    """The compiled function for the dtypes of ``first`` (E) and ``stream`` (R); tensors go as pointers."""
+    function = getattr(library(), f"{name}_{NAMES[first.dtype]}_{NAMES[stream.dtype]}")
+    function(*(_passed(argument) for argument in arguments))
+
+
+def _passed(argument: Any) -> Any:
+    if isinstance(argument, Tensor):
+        assert argument.device.type == "cpu"
+        return ctypes.c_void_p(argument.data_ptr())
+    if isinstance(argument, float):
+        return ctypes.c_float(argument)
+    return None if argument is None else ctypes.c_int64(argument)
+
+
+def serves(products: torch.dtype, stream: torch.dtype) -> bool:
+    """Whether there are functions for this pair of dtypes."""
+    return products in NAMES and stream in (products, torch.float32)
+
+
+def norm(
+    x: Tensor, weight: Tensor, epsilon: float, dtype: torch.dtype, delta: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """RMSNorm (Zhang and Sennrich, arXiv 1910.07467) of ``x`` + ``delta``: its output in ``dtype``, 1 / rms of every
+    row in float32, and the sum.
+
+    ``x`` [..., H] of R, ``weight`` [H] of float32, ``delta`` [..., H] of E.
+    """
+    out, inverse = torch.empty(x.shape, dtype=dtype), torch.empty(x.shape[:-1], dtype=torch.float32)
+    total = x if delta is None else torch.empty_like(x)
+    if library() is None:
+        if delta is not None:
+            torch.add(x, delta, out=total)
+        inverse = torch.rsqrt(total.float().square().mean(-1) + epsilon)
+        return normed(total, weight, inverse, dtype), inverse, total
+    _call("norm", out, x, x, delta, weight, epsilon, total, out, inverse, inverse.numel(), x.shape[-1])
+    return out, inverse, total
+
+
+def normed(x: Tensor, weight: Tensor, inverse: Tensor, dtype: torch.dtype) -> Tensor:
+    """What :func:`norm` gave for ``x``, again."""
+    if library() is None:
+        return (x.float() * inverse[..., None] * weight).to(dtype)
+    out = torch.empty(x.shape, dtype=dtype)
+    _call("normed", out, x, x, weight, inverse, out, inverse.numel(), x.shape[-1])
+    return out
+
+
+def norm_backward(
+    gradient: Tensor, x: Tensor, weight: Tensor, inverse: Tensor, residual: Tensor | None, slope: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Gradients of :func:`norm`, given the one at its output: at ``x`` with ``residual`` added to it (R), the same in
+    the dtype of ``gradient``, and at the weight (float32 [H]) where ``slope`` asks for it."""
+    if library() is None:
+        g, unit = gradient.float() * weight, x.float() * inverse[..., None]
+        total = inverse[..., None] * (g - unit * (g * unit).mean(-1, keepdim=True))
+        at_weight = (gradient.float() * unit).flatten(0, -2).sum(0) if slope else None
+        total = (total if residual is None else total + residual).to(x.dtype)
+        return total, total.to(gradient.dtype), at_weight
+    out, width = torch.empty_like(x), x.shape[-1]
+    narrow = out if x.dtype == gradient.dtype else torch.empty_like(gradient)
+    slopes = torch.zeros(PARTS, width) if slope else None
+    sizes = (PARTS, inverse.numel(), width)
+    written = None if narrow is out else narrow
+    _call("norm_backward", gradient, x, gradient, x, weight, inverse, residual, out, written, slopes, *sizes)
+    return out, narrow, None if slopes is None else slopes.sum(0)
+
+
+def add(x: Tensor, delta: Tensor) -> Tensor:
+    """``x`` + ``delta`` in the dtype of ``x``."""
+    out = torch.empty_like(x)
+    if library() is None:
+        return torch.add(x, delta, out=out)
+    _call("add", delta, x, x, delta, out, x.numel())
+    return out
+
+
+def gated(gate: Tensor, up: Tensor) -> Tensor:
+    """silu(``gate``) · ``up`` (SwiGLU, arXiv 2002.05202)."""
+    if library() is None:
+        return (torch.nn.functional.silu(gate.float()) * up).to(gate.dtype)
+    out = torch.empty_like(gate)
+    _call("gated", gate, gate, gate, up, out, gate.numel())
+    return out
+
+
+def gated_backward(gradient: Tensor, gate: Tensor, up: Tensor, again: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Gradients at ``gate`` and ``up``, and the product itself where it is wanted ``again``."""
+    if library() is None:
+        x, share = gate.float(), gate.float().sigmoid()
+        at_gate = (gradient * up.float() * share * (1 + x * (1 - share))).to(gate.dtype)
+        return at_gate, (gradient * (x * share)).to(gate.dtype), gated(gate, up) if again else None
+    at_gate, at_up = torch.empty_like(gate), torch.empty_like(up)
+    product = torch.empty_like(gate) if again else None
+    _call("gated_backward", gate, gate, gradient, gate, up, at_gate, at_up, product, gate.numel())
+    return at_gate, at_up, product
+
+
+def turned(
+    source: Tensor, target: Tensor, cosine: Tensor, sine: Tensor, scale: float = 1.0, back: bool = False
+) -> Tensor:
+    """Write ``source`` [B, T, heads, groups, D], turned by rotary angles (arXiv 2104.09864) and scaled, into
+    ``target``.
+
+    Both may be views with any strides but the last; ``cosine`` and ``sine`` [B or 1, T, rotated / 2] of float32, of
+    width 0 to turn nothing; ``back`` turns the other way. Returns ``target``.
+    """
+    batch, length, heads, groups, width = source.shape
+    half, direction = cosine.shape[-1], -1.0 if back else 1.0
+    if library() is None:
+        x, y, rest = source.float().split([half, half, width - 2 * half], -1)
+        c, s = cosine[:, :, None, None], sine[:, :, None, None] * direction
+        return target.copy_(torch.cat([x * c - y * s, y * c + x * s, rest], -1) * scale)
+    apart = cosine.shape[1] * half if cosine.shape[0] > 1 else 0
+    sizes = (apart, scale, direction, batch, length, heads, groups, width, half)
+    steps = (*source.stride()[:4], *target.stride()[:4])
+    _call("turned", source, source, source, target, cosine, sine, *sizes, *steps)
+    return target
+
+
+def shares(scores: Tensor, groups: int, start: int) -> Tensor:
+    """Softmax in place of ``scores`` [n, queries · groups, keys], over the keys up to ``start`` + query; the ones
+    behind get nothing."""
+    n, rows, keys = scores.shape
+    if library() is None:
+        return torch.softmax(scores.masked_fill_(_unseen(rows, groups, keys, start), float("-inf")), -1, out=scores)
+    _call("shares", scores, scores, scores, n, rows // groups, groups, keys, start)
+    return scores
+
+
+def shares_backward(shares: Tensor, gradient: Tensor, groups: int, start: int) -> Tensor:
+    """The gradient at the scores, in place of the one at the shares."""
+    n, rows, keys = shares.shape
+    if library() is None:
+        gradient.masked_fill_(_unseen(rows, groups, keys, start), 0.0)  # a share of nothing has none, be it infinite
+        return torch.ops.aten._softmax_backward_data.out(gradient, shares, -1, shares.dtype, grad_input=gradient)
+    _call("shares_backward", shares, shares, shares, gradient, n, rows // groups, groups, keys, start)
+    return gradient
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, out: Tensor) -> bool:
+    """Causal attention whole, where the processor multiplies bfloat16 by itself; False, and nothing done, elsewhere.
+
+    ``query`` [B · heads, T · groups, D], scaled, ``key`` and ``value`` [B · heads, T, D], ``out``
+    [B, T, heads, groups, D], in which the last two lie close.
+    """
+    return _attends(query) and _attended("attend", query, key, value, out, key=key, out=out)
+
+
+def attend_backward(
+    gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, at_query: Tensor, at_key: Tensor, at_value: Tensor
+) -> bool:
+    """Its gradients, written into the last three, given the one at ``out``."""
+    if not _attends(query):
+        return False
+    tensors = (gradient, query, key, value, at_query, at_key, at_value)
+    return _attended("attend_backward", *tensors, key=key, out=gradient)
+
+
+def _attends(query: Tensor) -> bool:
+    whole = query.dtype == torch.bfloat16 and query.shape[-1] % 16 == 0 and library() is not None
+    return whole and hasattr(library(), "attend")
+
+
+def _attended(name: str, *tensors: Tensor, key: Tensor, out: Tensor) -> bool:
+    heads, groups, width = out.shape[2:]
+    assert out.stride()[2:] == (groups * width, width, 1)
+    numbers = (len(key), heads, out.shape[1], groups, width, out.stride(0), out.stride(1))
+    if getattr(library(), name)(*(_passed(argument) for argument in (*tensors, *numbers))):
+        raise MemoryError(f"{name}: {list(key.shape)}")
+    return True
+
+
+def _unseen(rows: int, groups: int, keys: int, start: int) -> Tensor:
+    """[rows, keys]: which keys lie behind a row's query."""
+    return torch.arange(keys) > start + torch.arange(rows)[:, None] // groups
+
+
+def target_logps(logits: Tensor, targets: Tensor, steep: bool) -> Tensor:
+    """Log-probabilities, float32 [N], of ``targets`` [N] under ``logits`` [N, V]. These are used up: where ``steep`` is
+    set they become the gradient of the log-probability, one at the target less the probabilities."""
+    if logits.device.type != "cpu" or logits.dtype not in NAMES or library() is None:
+        wide = torch.log_softmax(logits, -1, dtype=torch.float32)
+        logps = wide.gather(1, targets[:, None])[:, 0]
+        if steep:
+            torch.neg(wide.exp_(), out=wide).scatter_add_(1, targets[:, None], torch.ones_like(wide[:, :1]))
+            logits.copy_(wide)
+        return logps
+    logps = torch.empty(len(targets), dtype=torch.float32)
+    _call("target_logps", logits, logits, logits, targets.contiguous(), logps, int(steep), *logits.shape)
+    return logps
+
+
+def dropped(x: Tensor, probability: float, seed: int, onto: Tensor | None = None) -> Tensor:
+    """Inverted dropout of ``x`` [..., H], its places decided by ``seed`` (63 bits) alone; added in place to ``onto``,
+    where that is given. The probability is rounded to 1/65536, and the scale to match."""
+    levels = 1 << 16
+    count = round(probability * levels)
+    scale = levels / (levels - count) if count < levels else 0.0
+    if library() is None:
+        drawn = torch.Generator().manual_seed(seed)
+        keep = torch.randint(0, levels, x.shape, generator=drawn, dtype=torch.int32) >= count
+        kept = x * keep.to(x.dtype).mul_(scale)
+        return kept if onto is None else onto.add_(kept)
+    out, added = (torch.empty_like(x), 0) if onto is None else (onto, 1)
+    rows = x.numel() // x.shape[-1]
+    _call("dropped", x, x, x, out, seed & 0xFFFFFFFF, seed >> 32, count, scale, added, rows, x.shape[-1])
+    return out
