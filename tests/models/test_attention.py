@@ -47,6 +47,15 @@ def test_outputs_and_gradients_are_those_of_float64(length, heads, key_heads, sc
         assert (found - right).abs().max() <= 0.02 * right.abs().max()
 
 
+def test_a_gradient_may_lie_in_any_order():
+    ours, again = states(6, 2, 33), states(6, 2, 33)
+    weight = torch.randn(2, 33, 6, 32, generator=torch.Generator().manual_seed(1)).bfloat16()
+    forward(MODULE, *ours, None)[0].backward(weight)
+    forward(MODULE, *again, None)[0].transpose(1, 2).backward(weight.transpose(1, 2).contiguous())
+    for one, other in zip(ours, again, strict=True):
+        assert torch.equal(one.grad, other.grad)
+
+
 def test_no_token_sees_a_later_one():
     query, key, value = states(2, 2, 2 * ROWS + 5)
     before = forward(MODULE, query, key, value, None)[0]

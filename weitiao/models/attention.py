@@ -77,7 +77,7 @@ class _Blocks(torch.autograd.Function):
     @custom_bwd(device_type="cpu")
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         q, k, v = ctx.saved_tensors
-        at_q, at_k, at_v = attend_backward(gradients[0], q, k, v, ctx.heads)
+        at_q, at_k, at_v = attend_backward(gradients[0].contiguous(), q, k, v, ctx.heads)
         at_q = unfold(at_q, ctx.heads, ctx.length, scale=ctx.scale)
         at_k, at_v = (unfold(states, ctx.heads, ctx.length) for states in (at_k, at_v))
         return at_q.transpose(1, 2), at_k.transpose(1, 2), at_v.transpose(1, 2), None
@@ -117,7 +117,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
 def attend_backward(
     gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, heads: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients at the folded query, key and value, given the one at :func:`attend`'s output."""
+    """Gradients at the folded query, key and value, given the contiguous one at :func:`attend`'s output."""
     groups = query.shape[1] // key.shape[1]
     at_query = torch.empty_like(query)
     at_key, at_value = torch.empty_like(key), torch.empty_like(value)

@@ -89,7 +89,7 @@ def fused(model: nn.Module, active: bool = True) -> Iterator[None]:
 
 def _forward(layer: Any, turns: _Turns, hidden_states: Tensor, *positional: Any, **options: Any) -> Tensor:
     """In the place of a layer's ``forward``."""
-    angles: Any = options.get("position_embeddings")
+    angles: tuple[Tensor, Tensor] | None = options.get("position_embeddings")
     others = any(options.get(name) is not None for name in ("attention_mask", "past_key_values"))
     window = getattr(layer.self_attn, "sliding_window", None)
     short = window is None or hidden_states.shape[1] <= window
@@ -97,7 +97,7 @@ def _forward(layer: Any, turns: _Turns, hidden_states: Tensor, *positional: Any,
     if not positional and not others and short and angles is not None and hidden_states.device.type == "cpu":
         block = read(layer)
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else hidden_states.dtype
-    if block is None or not kernels.serves(dtype, hidden_states.dtype):
+    if block is None or angles is None or not kernels.serves(dtype, hidden_states.dtype):
         return type(layer).forward(layer, hidden_states, *positional, **options)
     out: Any = _Fused.apply(hidden_states.contiguous(), *turns.of(angles), block, dtype, *block.trained())
     return out
