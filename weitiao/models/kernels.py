@@ -4,7 +4,8 @@
 
 Every function does in one pass over memory what takes torch several. The library is built with the machine's own C
 compiler (``CC``, or cc, gcc, clang) the first time it is wanted, and kept in the cache folder for this source, compiler
-and processor. Without a compiler the same functions run in torch, which is said once. Tensors are contiguous unless
+and processor. Without a compiler that is said once, and blocks are left to
+transformers; every function has a twin in torch, for tests and for what else calls it. Tensors are contiguous unless
 said otherwise; E is the dtype of matrix products, R that of the residual stream: bfloat16 and bfloat16, bfloat16 and
 float32, or float32 and float32.
 """
@@ -50,7 +51,7 @@ def library() -> Any:
         return ctypes.CDLL(str(_built(compiler.split())))
     except (OSError, subprocess.SubprocessError) as error:
         lines = (getattr(error, "stderr", "") or str(error)).strip().splitlines()
-        message = "no compiled kernels ({reason}); training goes on in plain torch, at about two thirds of the speed"
+        message = "no compiled kernels ({reason}); training goes on with transformers' own modules, which are slower"
         say(message, reason=lines[-1] if lines else type(error).__name__)
         return None
 

@@ -20,6 +20,7 @@ from typing import Any
 from weitiao import machine
 from weitiao.data.batch import Example, padded_length, plan_epoch
 from weitiao.methods.base import Method
+from weitiao.models.kernels import library
 from weitiao.models.shape import Shape
 from weitiao.plan import activations, speed
 from weitiao.plan.activations import Tape
@@ -201,7 +202,7 @@ def plan(
     new model), which are mapped while they are loaded; ``saved_bytes`` what quantisation takes off the weights.
     """
     course = Course(train, task, options)
-    fused = facts.device == "cpu" and options.engine == "auto"
+    fused = facts.device == "cpu" and options.engine == "auto" and library() is not None
     tape = activations.tape(shape, method, dtype, fused)
     held = Held.of(shape, method, dtype, options, saved_bytes)
     recompute = recomputes(options, shape, course.micro_batch_tokens, dtype, facts)

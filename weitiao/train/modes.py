@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from weitiao.methods.base import computing
+from weitiao.models import kernels
 from weitiao.models.block import fused
 from weitiao.models.quantized import codes_only
 from weitiao.train import checkpoint, memory
@@ -41,7 +42,8 @@ def engine(model: Any, options: TrainOptions, batch_tokens: int) -> Iterator[Non
     """How a micro-batch of so many tokens is computed in training: with quick dropout, known blocks in one piece, and
     activations computed twice where they would not fit."""
     again = memory.recomputes(options.memory, model, batch_tokens)
-    with quick(model), fused(model, options.engine == "auto"):
+    whole = options.engine == "auto" and kernels.library() is not None  # their twins in torch are slower than modules
+    with quick(model), fused(model, whole):
         if again:
             model.activation_checkpointing_enable({"use_reentrant": False})
         try:
