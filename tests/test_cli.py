@@ -32,6 +32,9 @@ VERBS = {
     "report": ["--json"],
     "merge": ["--json"],
     "chat": ["--json", "--tools", "--temperature", "--seed"],
+    "bench train": ["--json", "--shape", "--method", "--data", "--steps"],
+    "bench generate": ["--json", "--shape", "--batch"],
+    "bench peers": ["--json", "--peer", "--rounds"],
     "demo": ["--json", "--seed"],
 }
 

@@ -43,6 +43,9 @@ VERBS = (
     Verb("report", "weitiao.plan.fact:verb", "the report of a run"),
     Verb("merge", "weitiao.export.merge:verb", "an adapter into its base: a plain model folder"),
     Verb("chat", "weitiao.generate.chat:verb", "talk to a run or a model"),
+    Verb("bench train", "weitiao.bench:train_verb", "tokens a second and memory of training here, beside the limit"),
+    Verb("bench generate", "weitiao.bench:generate_verb", "tokens a second of answering here, beside the limit"),
+    Verb("bench peers", "weitiao.bench:peers_verb", "the same training by other trainers, side by side"),
     Verb("demo", "weitiao.demo.main:verb", "the hotel assistant, from nothing to measured, offline"),
 )
 

@@ -199,15 +199,8 @@ def run(
     if is_run(recipe.output) and not (overwrite or resume):
         raise InputError(held(Path(recipe.output)))
     if recipe.stages:
-        result = _run_stages(recipe, tree or _tree(recipe), generators, evaluators, overwrite, resume)
-    else:
-        result = _run_one(recipe, generators, evaluators, overwrite, resume)
-    labels = recipe.task.name == "classify"
-    if not labels:
-        say("talk to it:  {command}", command=command("weitiao", "chat", recipe.output))
-    measure = command("weitiao", "eval", recipe.output, "--task", "classify" if labels else "perplexity", "--data")
-    say("measure it:  {command} FILE", command=measure)
-    return result
+        return _run_stages(recipe, tree or _tree(recipe), generators, evaluators, overwrite, resume)
+    return _run_one(recipe, generators, evaluators, overwrite, resume)
 
 
 def _run_stages(
@@ -369,6 +362,11 @@ def train_verb(
         print(config.resolved(recipe, tree), end="")
         return
     result = run(recipe, tree=tree, generators=generators, overwrite=overwrite, resume=resume is not None)
+    labels = recipe.task.name == "classify"
+    if not labels:
+        say("talk to it:  {command}", command=command("weitiao", "chat", recipe.output))
+    measure = command("weitiao", "eval", recipe.output, "--task", "classify" if labels else "perplexity", "--data")
+    say("measure it:  {command} FILE", command=measure)
     if as_json:
         print(json.dumps(result.to_dict(), ensure_ascii=False))
 

@@ -78,7 +78,7 @@ def apart(found: torch.Tensor, wanted: torch.Tensor) -> float:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_float32_is_that_of_transformers(monkeypatch, family, values, twin):
     if twin:
-        monkeypatch.setattr(kernels, "library", lambda: None)
+        monkeypatch.setattr(kernels, "compiled", lambda: None)
     model, (ids, weight) = made(family, values), batch()
     (wanted, right), (hidden, gradients) = ran(model, ids, False, weight), ran(model, ids, True, weight)
     assert apart(hidden, wanted) < 1e-5

@@ -14,7 +14,7 @@ PAIRS = [(torch.bfloat16, torch.bfloat16), (torch.bfloat16, torch.float32), (tor
 IDS = ["bfloat16", "bfloat16-float32", "float32"]
 CLOSE = {torch.bfloat16: 0.01, torch.float32: 1e-5}  # of the largest number
 
-compiled = pytest.mark.skipif(kernels.library() is None, reason="no C compiler")
+with_compiler = pytest.mark.skipif(kernels.compiled() is None, reason="no C compiler")
 
 
 @pytest.fixture(autouse=True)
@@ -32,7 +32,7 @@ def both(monkeypatch):
     def call(function, *arguments, **options):
         found = function(*arguments, **options)
         with monkeypatch.context() as patch:
-            patch.setattr(kernels, "library", lambda: None)
+            patch.setattr(kernels, "compiled", lambda: None)
             return found, function(*arguments, **options)
 
     return call
@@ -48,7 +48,7 @@ def same(found, wanted):
             assert (ours.double() - right.double()).abs().max() <= CLOSE[ours.dtype] * right.double().abs().max() + 1e-7
 
 
-@compiled
+@with_compiler
 @pytest.mark.parametrize(("products", "stream"), PAIRS, ids=IDS)
 @pytest.mark.parametrize("width", [8, 33, 576, 1030])
 def test_norms(both, products, stream, width):
@@ -64,7 +64,7 @@ def test_norms(both, products, stream, width):
     same(*both(kernels.add, x, delta))
 
 
-@compiled
+@with_compiler
 @pytest.mark.parametrize("dtype", CLOSE, ids=str)
 def test_gates(both, dtype):
     gate, up, gradient = (torch.randn(5, 700, dtype=dtype) * 6 for _ in range(3))
@@ -74,7 +74,7 @@ def test_gates(both, dtype):
     same(*both(kernels.gated_backward, gradient, gate, up, False))
 
 
-@compiled
+@with_compiler
 @pytest.mark.parametrize("dtype", CLOSE, ids=str)
 @pytest.mark.parametrize("half", [0, 5, 16])
 @pytest.mark.parametrize("back", [False, True])
@@ -95,7 +95,7 @@ def test_turned_heads(both, dtype, half, back):
     assert (again - source).abs().max() <= 4 * CLOSE[dtype] * source.abs().max()
 
 
-@compiled
+@with_compiler
 @pytest.mark.parametrize("dtype", CLOSE, ids=str)
 @pytest.mark.parametrize(("queries", "groups", "start"), [(1, 1, 0), (20, 3, 0), (40, 1, 700)])
 def test_shares(both, dtype, queries, groups, start):
@@ -109,7 +109,7 @@ def test_shares(both, dtype, queries, groups, start):
     same(*both(lambda: kernels.shares_backward(found, gradient.clone(), groups, start)))
 
 
-@compiled
+@with_compiler
 @pytest.mark.parametrize("dtype", CLOSE, ids=str)
 @pytest.mark.parametrize("width", [1, 50, 5000])
 def test_log_probabilities(both, dtype, width):
@@ -126,11 +126,11 @@ def test_log_probabilities(both, dtype, width):
     assert (found - exact).abs().max() <= CLOSE[dtype]
 
 
-@pytest.mark.parametrize("compiled", [pytest.param(True, marks=compiled), False])
+@pytest.mark.parametrize("compiled", [pytest.param(True, marks=with_compiler), False])
 @pytest.mark.parametrize("dtype", CLOSE, ids=str)
 def test_dropout_drops_its_share_in_the_same_places(monkeypatch, compiled, dtype):
     if not compiled:
-        monkeypatch.setattr(kernels, "library", lambda: None)
+        monkeypatch.setattr(kernels, "compiled", lambda: None)
     x = torch.ones(400, 333, dtype=dtype)
     one, again, other = (kernels.dropped(x, 0.2, seed) for seed in (1 << 40, 1 << 40, 1 + (1 << 40)))
     assert torch.equal(one, again) and not torch.equal(one, other)
@@ -145,7 +145,7 @@ def test_dropout_drops_its_share_in_the_same_places(monkeypatch, compiled, dtype
     assert torch.equal(summed, one + 2)
 
 
-@compiled
+@with_compiler
 @pytest.mark.parametrize("width", [16, 64, 80, 128])
 @pytest.mark.parametrize(("length", "groups"), [(1, 1), (2, 3), (49, 1), (300, 2)])
 def test_attention_whole(both, width, length, groups):
@@ -160,7 +160,7 @@ def test_attention_whole(both, width, length, groups):
         assert ours.shape == right.shape and (ours - right).abs().max() <= 0.02 * right.abs().max() + 1e-3
 
 
-@compiled
+@with_compiler
 def test_a_number_that_is_none_passes_through():
     logits = torch.randn(2, 40)
     logits[1, 3] = float("nan")
@@ -175,7 +175,7 @@ def test_a_number_that_is_none_passes_through():
 def test_without_a_compiler_it_goes_on_and_says_so(monkeypatch, capsys, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("CC", "no-such-compiler")
-    assert kernels.library.__wrapped__() is None
+    assert kernels.compiled.__wrapped__() is None
     assert "no-such-compiler" in capsys.readouterr().err
 
 
@@ -185,17 +185,28 @@ def test_a_compiler_that_fails_is_named_by_its_last_word(monkeypatch, capsys, tm
     broken.write_text("#!/bin/sh\necho 'it is broken' >&2\nexit 3\n", encoding="utf-8")
     broken.chmod(0o755)
     monkeypatch.setenv("CC", str(broken))
-    assert kernels.library.__wrapped__() is None
+    assert kernels.compiled.__wrapped__() is None
     assert "it is broken" in capsys.readouterr().err
 
 
-@compiled
+@with_compiler
 def test_it_is_compiled_once(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     run, commands = subprocess.run, []
     monkeypatch.setattr(
         subprocess, "run", lambda command, **options: commands.append(command) or run(command, **options)
     )
-    assert all(kernels.library.__wrapped__() is not None for _ in range(2))
+    assert all(kernels.compiled.__wrapped__() is not None for _ in range(2))
     assert sum("-o" in command for command in commands) == 1
     assert [path.suffix for path in (tmp_path / "weitiao" / "kernels").iterdir()] == [".so"]
+
+
+@with_compiler
+@pytest.mark.parametrize("where", ["query", "key", "value"])
+def test_attention_hides_no_nan(where):
+    from weitiao.models.attention import attend
+
+    states = {"query": torch.randn(2, 40, 64), "key": torch.randn(2, 40, 64), "value": torch.randn(2, 40, 64)}
+    states[where][1, 20, 5] = float("nan")
+    found = attend(*(part.bfloat16() for part in states.values()), 2)
+    assert found[:, 20].isnan().any()

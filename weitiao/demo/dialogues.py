@@ -61,8 +61,10 @@ class Guest:
         piece: Any = phrases()
         for key in path:
             piece = piece[key]
+        shared = phrases()["shared"]
         return _ALTERNATIVES.sub(
-            lambda found: self.random.choice(found[1].split("|")), self.random.choice(piece[self.pool])
+            lambda found: self.random.choice(shared.get(found[1], found[1]).split("|")),
+            self.random.choice(piece[self.pool]),
         )
 
     def amount(self, price: int) -> str:

@@ -55,10 +55,10 @@ class _Mumbling(Guest):
             piece = self._stray() + piece
         if self.random.random() < 0.3:
             piece += self._stray()
-        if "{" in piece and self.random.random() < (0.6 if path[0] == "by_name" else 0.3):
+        if "{" in piece and self.random.random() < (0.6 if path[0] in ("ask", "by_name") else 0.3):
             place = piece.index("{")
             piece = piece[:place] + self._stray() + piece[place:]
-        if path[0] in ("ask", "by_name") and self.random.random() < 0.3:
+        if path[0] in ("ask", "by_name") and self.random.random() < 0.4:
             place = piece.index("}") + 1
             piece = piece[:place] + self._stray().rstrip("，") + piece[place:]
         return piece
@@ -113,7 +113,7 @@ def _unmeant() -> tuple[str, str]:
 
     telling = [key for key in phrases() if key.startswith(("price", "rating", "type", "slots"))]
     said = characters(["facilities", "open", "close", "by_name", "ask", "aside"])
-    telling += ["types", "refs", "two_facilities", "join", "change"]
+    telling += ["types", "shared", "refs", "two_facilities", "join", "change"]
     left_out = characters(telling) + FIRST + SECOND + _FIGURES + _TAKEN
     common = "".join(character for character in chinese() if character not in left_out)
     return common, "".join(character for character in common if character in said)

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.amp import custom_bwd, custom_fwd
+from torch.autograd.function import once_differentiable
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
@@ -74,6 +75,7 @@ class _Blocks(torch.autograd.Function):
         return attend(q, k, v, ctx.heads)
 
     @staticmethod
+    @once_differentiable
     @custom_bwd(device_type="cpu")
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         q, k, v = ctx.saved_tensors

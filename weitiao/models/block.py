@@ -35,7 +35,6 @@ FAMILIES = {  # model_type: the class of its blocks
     "qwen3": "Qwen3DecoderLayer",
 }
 QKV, GATE_UP = ("q", "k", "v"), ("gate", "up")
-HIGHEST = (1 << 63) - 1  # seed of a dropout
 
 
 class Linear(NamedTuple):
@@ -73,10 +72,8 @@ class Block:
 @contextmanager
 def fused(model: nn.Module, active: bool = True) -> Iterator[None]:
     """While it is open, the blocks of ``model`` that are known, on a CPU and without a cache, run in one piece."""
-    body = modules.inner(model)
-    known: list[Any] = (
-        [layer for layer in body.modules() if type(layer).__name__ in FAMILIES.values()] if active else []
-    )
+    layers: list[Any] = list(modules.inner(model).modules()) if active else []
+    known = [layer for layer in layers if type(layer).__name__ in FAMILIES.values()]
     turns = _Turns()
     for layer in known:
         layer.forward = partial(_forward, layer, turns)
@@ -264,7 +261,7 @@ class _Forward:
         out = torch.mm(x, weight) if part.bias is None else torch.addmm(part.bias.to(self.dtype), x, weight)
         if part.a is not None and part.b is not None:
             if part.dropout:
-                self.seeds[name] = int(torch.empty((), dtype=torch.int64).random_(0, HIGHEST))
+                self.seeds[name] = kernels.drawn_seed()
                 x = kernels.dropped(x, part.dropout, self.seeds[name])
             self.small[name] = torch.mm(x, part.a.to(self.dtype).t())
             out.addmm_(self.small[name], part.b.to(self.dtype).t(), alpha=part.scale)
@@ -283,6 +280,7 @@ class _Backward:
         seeds: dict[str, int],
     ):
         self.block, self.dtype, self.small, self.casts, self.seeds = block, dtype, small, casts, seeds
+        self.inners: dict[str, Tensor] = {}
         self.found: dict[int, Tensor] = {}
 
     def normed(self, name: str, x: Tensor, inverse: Tensor, readers: Sequence[str]) -> Tensor | None:
@@ -316,12 +314,19 @@ class _Backward:
         weight = _weight(part, name, self.casts, self.dtype)
         out = torch.mm(gradient, weight) if onto is None else onto.addmm_(gradient, weight)
         if part.a is not None and part.b is not None:
-            inner, a = torch.mm(gradient, part.b.to(self.dtype)).mul_(part.scale), part.a.to(self.dtype)
+            inner, a = self.inner(name, gradient), part.a.to(self.dtype)
             if part.dropout:
                 kernels.dropped(torch.mm(inner, a), part.dropout, self.seeds[name], onto=out)
             else:
                 out.addmm_(inner, a)
         return out
+
+    def inner(self, name: str, gradient: Tensor) -> Tensor:
+        """The gradient between the two matrices of a LoRA, made once."""
+        if name not in self.inners:
+            part: Any = self.block.linears[name]
+            self.inners[name] = torch.mm(gradient, part.b.to(self.dtype)).mul_(part.scale)
+        return self.inners[name]
 
     def at_weight(self, name: str, gradient: Tensor, x: Tensor | None) -> None:
         """The gradients at a linear's parameters."""
@@ -332,7 +337,7 @@ class _Backward:
             found[id(part.bias)] = gradient.sum(0, dtype=torch.float32).to(part.bias.dtype)
         if part.a is not None and part.b is not None and x is not None:
             found[id(part.b)] = torch.mm(gradient.t(), self.small[name]).to(part.b.dtype).mul_(part.scale)
-            inner = torch.mm(gradient, part.b.to(self.dtype)).mul_(part.scale)
+            inner = self.inner(name, gradient)
             if part.dropout:
                 x = kernels.dropped(x, part.dropout, self.seeds[name])
             found[id(part.a)] = torch.mm(inner.t(), x).to(part.a.dtype)

@@ -41,18 +41,10 @@ def copying(model: Any, seed: int = 0) -> None:
     """
     import torch
 
-    config = model.config
-    hidden, heads = config.hidden_size, config.num_attention_heads
-    width = hidden // heads
-    angles = _angles(config.rope_parameters["rope_theta"], width) if config.model_type == "llama" else torch.zeros(0)
+    angles = _angles(model.config)
     slow, fast = (angles < SLOW).nonzero().flatten(), (angles > FAST).float()
-    even = heads % 2 == 0 and config.num_key_value_heads == heads and config.head_dim == width
-    if config.model_type != "llama" or not even or config.num_hidden_layers < 2 or not len(slow) or not fast.any():
-        message = (
-            "model.initialize: copying needs a Llama of two blocks or more, an even number of ungrouped heads, "
-            "rope_theta 1e6"
-        )
-        raise InputError(t(message))
+    hidden, heads = model.config.hidden_size, model.config.num_attention_heads
+    width = hidden // heads
     draw = torch.Generator().manual_seed(seed)
     basis = _orthogonal(hidden, draw)
     shared, token, room = basis[:, 0], basis[:, 1 : 1 + hidden // 2], basis[:, 1 + hidden // 2 :]
@@ -95,12 +87,23 @@ def copying(model: Any, seed: int = 0) -> None:
             weight[empty] = FAINT * torch.randn(int(empty.sum()), hidden, generator=draw).to(weight.dtype)
 
 
-def _angles(theta: float, width: int) -> Tensor:
-    """The rotary angle a token of each pair of a head's dimensions [width / 2]."""
+def _angles(config: Any) -> Tensor:
+    """The rotary angle a token of each pair of a head's dimensions [width / 2]; InputError for a model that the circuit
+    does not fit."""
     import torch
 
-    half = width // 2
-    return theta ** (-torch.arange(half) / half)
+    heads = config.num_attention_heads
+    width = config.hidden_size // heads
+    known = config.model_type == "llama" and config.num_hidden_layers > 1
+    if known and heads % 2 == 0 and config.num_key_value_heads == heads and config.head_dim == width:
+        angles = config.rope_parameters["rope_theta"] ** (-torch.arange(width // 2) / (width // 2))
+        if (angles < SLOW).any() and (angles > FAST).any():
+            return angles
+    message = (
+        "model.initialize: copying needs a Llama of two blocks or more, an even number of ungrouped heads, "
+        "rope_theta 1e6"
+    )
+    raise InputError(t(message))
 
 
 def _orthogonal(size: int, draw: torch.Generator) -> Tensor:

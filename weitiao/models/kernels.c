@@ -130,18 +130,43 @@ static void *scratch(size bytes) {
     return memory;
 }
 
+/* 16 numbers, rounded. */
+INLINE void put16(bf16 *to, __m512 from) { _mm256_storeu_si256((__m256i *)to, (__m256i)_mm512_cvtneps_pbh(from)); }
+
+/* 16 numbers of one row and 16 of the next, rounded, as pairs of neighbours in a column. */
+INLINE void put_pairs(uint32_t *to, __m512 first, __m512 second) {
+    __m512i low = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(first));
+    __m512i high = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(second));
+    _mm512_storeu_si512(to, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
+}
+
+/* e to the power of 16 numbers, none above 0, to a part in a million; below -88 it is next to 0; a NaN passes. */
+INLINE __m512 shrunk(__m512 x) {
+    __m512 turns = _mm512_mul_ps(_mm512_max_ps(_mm512_set1_ps(-88.0f), x), _mm512_set1_ps(1.44269504f));
+    __m512 whole = _mm512_roundscale_ps(turns, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    __m512 rest = _mm512_sub_ps(turns, whole), value = _mm512_set1_ps(1.33335581e-3f);
+    value = _mm512_fmadd_ps(value, rest, _mm512_set1_ps(9.61812911e-3f));
+    value = _mm512_fmadd_ps(value, rest, _mm512_set1_ps(5.55041087e-2f));
+    value = _mm512_fmadd_ps(value, rest, _mm512_set1_ps(2.40226507e-1f));
+    value = _mm512_fmadd_ps(value, rest, _mm512_set1_ps(6.93147181e-1f));
+    value = _mm512_fmadd_ps(value, rest, _mm512_set1_ps(1.0f));
+    return _mm512_scalef_ps(value, whole);
+}
+
+INLINE __mmask16 lanes(size count) { return count >= 16 ? 0xffff : count <= 0 ? 0 : (__mmask16)((1u << count) - 1); }
+
 /* Scores of one row to exponentials, in place; what it may not see becomes zero. Returns their sum. */
 INLINE float exponentials(float *line, size seen, size columns) {
-    float most = -INFINITY, total = 0.0f;
-#pragma omp simd reduction(max : most)
-    for (size i = 0; i < seen; i++) most = line[i] > most ? line[i] : most;
-#pragma omp simd reduction(+ : total)
-    for (size i = 0; i < seen; i++) {
-        line[i] = power_of_e(line[i] - most);
-        total += line[i];
+    __m512 most = _mm512_set1_ps(-INFINITY), total = _mm512_setzero_ps();
+    for (size i = 0; i < seen; i += 16)
+        most = _mm512_mask_max_ps(most, lanes(seen - i), most, _mm512_loadu_ps(line + i));
+    most = _mm512_set1_ps(_mm512_reduce_max_ps(most));
+    for (size i = 0; i < columns; i += 16) {
+        __m512 share = _mm512_maskz_mov_ps(lanes(seen - i), shrunk(_mm512_sub_ps(_mm512_loadu_ps(line + i), most)));
+        total = _mm512_add_ps(total, share);
+        _mm512_storeu_ps(line + i, share);
     }
-    memset(line + seen, 0, (columns - seen) * sizeof(float));
-    return total;
+    return _mm512_reduce_add_ps(total);
 }
 
 /* Causal attention: query [n, length * groups, width], scaled, key and value [n, length, width] to out, where row t of
@@ -174,16 +199,15 @@ int attend(const bf16 *query, const bf16 *key, const bf16 *value, bf16 *out, siz
                 float *line = scores + row * columns;
                 totals[row] = exponentials(line, row < rows ? (from + row) / groups + 1 : 1, columns);
                 bf16 *part = (bf16 *)parts + row * columns;
-#pragma omp simd
-                for (size i = 0; i < columns; i++) part[i] = put_bf16(line[i]);
+                for (size i = 0; i < columns; i += 16) put16(part + i, _mm512_loadu_ps(line + i));
             }
             product(full, width, parts, columns / 2, 1, values, width, sums, width, UP(end, 2) / 2, 0);
             for (size row = 0; row < rows; row++) {
                 size t = (from + row) / groups, j = (from + row) % groups;
                 bf16 *o = out + one / heads * out_b + t * out_t + (one % heads * groups + j) * width;
-                float scale = 1.0f / totals[row];
-#pragma omp simd
-                for (size i = 0; i < width; i++) o[i] = put_bf16(sums[row * width + i] * scale);
+                __m512 scale = _mm512_set1_ps(1.0f / totals[row]);
+                for (size i = 0; i < width; i += 16)
+                    put16(o + i, _mm512_mul_ps(_mm512_loadu_ps(sums + row * width + i), scale));
             }
         }
     }
@@ -232,45 +256,41 @@ int attend_backward(const bf16 *gradient, const bf16 *query, const bf16 *key, co
             lace((bf16 *)given, full, width, laced_given, full);
             product(full, columns, asked, width / 2, 1, keys, apart, shares, columns, width / 2, 0);
             product(full, columns, given, width / 2, 1, values, apart, slopes, columns, width / 2, 0);
-            for (size row = 0; row < full; row++) {
-                float *share = shares + row * columns, *slope = slopes + row * columns, inner = 0.0f;
-                size seen = row < rows ? (from + row) / groups + 1 : 1;
-                float scale = 1.0f / exponentials(share, seen, columns);
-#pragma omp simd reduction(+ : inner)
-                for (size i = 0; i < seen; i++) {
-                    share[i] *= scale;
-                    inner += share[i] * slope[i];
+            for (size row = 0; row < full; row += 2) {
+                __m512 scale[2], inner[2];
+                for (int two = 0; two < 2; two++) {
+                    float *share = shares + (row + two) * columns, *slope = slopes + (row + two) * columns;
+                    size seen = row + two < rows ? (from + row + two) / groups + 1 : 1;
+                    __m512 sum = _mm512_setzero_ps();
+                    scale[two] = _mm512_set1_ps(1.0f / exponentials(share, seen, columns));
+                    for (size i = 0; i < columns; i += 16)
+                        sum = _mm512_fmadd_ps(_mm512_loadu_ps(share + i), _mm512_loadu_ps(slope + i), sum);
+                    inner[two] = _mm512_mul_ps(_mm512_set1_ps(_mm512_reduce_add_ps(sum)), scale[two]);
                 }
-                bf16 *part = (bf16 *)parts + row * columns;
-#pragma omp simd
-                for (size i = 0; i < columns; i++) {
-                    slope[i] = share[i] * (slope[i] - inner);
-                    part[i] = put_bf16(slope[i]);
+                for (size i = 0; i < columns; i += 16) {
+                    __m512 share[2], slope[2];
+                    for (int two = 0; two < 2; two++) {
+                        size at = (row + two) * columns + i;
+                        share[two] = _mm512_mul_ps(_mm512_loadu_ps(shares + at), scale[two]);
+                        slope[two] = _mm512_mul_ps(share[two], _mm512_sub_ps(_mm512_loadu_ps(slopes + at), inner[two]));
+                        put16((bf16 *)parts + at, slope[two]);
+                    }
+                    put_pairs(laced_shares + row / 2 * columns + i, share[0], share[1]);
+                    put_pairs(laced_slopes + row / 2 * columns + i, slope[0], slope[1]);
                 }
             }
-            for (size row = 0; row < full; row += 2)
-                for (size i = 0, at = row * columns; i < columns; i += 16) {
-                    uint32_t *share = laced_shares + row / 2 * columns + i, *slope = laced_slopes + row / 2 * columns + i;
-                    const float *first = shares + at + i, *second = slopes + at + i;
-#pragma omp simd
-                    for (int lane = 0; lane < 16; lane++) {
-                        share[lane] = put_bf16(first[lane]) | (uint32_t)put_bf16(first[lane + columns]) << 16;
-                        slope[lane] = put_bf16(second[lane]) | (uint32_t)put_bf16(second[lane + columns]) << 16;
-                    }
-                }
             product(full, width, parts, columns / 2, 1, laced, width, sums, width, UP(end, 2) / 2, 0);
             for (size row = 0; row < rows; row++) {
                 bf16 *o = at_query + (one * length * groups + from + row) * width;
-#pragma omp simd
-                for (size i = 0; i < width; i++) o[i] = put_bf16(sums[row * width + i]);
+                for (size i = 0; i < width; i += 16) put16(o + i, _mm512_loadu_ps(sums + row * width + i));
             }
             size ended = UP(end, TILE);
             product(ended, width, laced_shares, 1, columns, laced_given, width, value_sums, width, full / 2, 1);
             product(ended, width, laced_slopes, 1, columns, laced_asked, width, key_sums, width, full / 2, 1);
         }
-        for (size i = 0; i < length * width; i++) {
-            at_key[one * length * width + i] = put_bf16(key_sums[i]);
-            at_value[one * length * width + i] = put_bf16(value_sums[i]);
+        for (size i = 0; i < length * width; i += 16) {
+            put16(at_key + one * length * width + i, _mm512_loadu_ps(key_sums + i));
+            put16(at_value + one * length * width + i, _mm512_loadu_ps(value_sums + i));
         }
     }
     return failed;

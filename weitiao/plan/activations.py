@@ -66,7 +66,7 @@ def tape(shape: Shape, method: Method, dtype: str, fused: bool = False) -> Tape:
     trained_head = shape.vocab * shape.hidden if head & names else 0
     summed = method.chosen_experts(shape) if isinstance(method, LoRA) else []
     matrices = sum(linear.inputs * linear.outputs for linear in shape.linears if f"{linear.name}.weight" in names)
-    piece_bytes = item if kernels.library() else item + 2 * FLOAT_BYTES  # a logit, and twice in float32
+    piece_bytes = item if kernels.compiled() else item + 2 * FLOAT_BYTES  # a logit, and twice in float32
     return Tape(
         item_bytes=item,
         block_bytes=block_bytes(shape, method, item) if whole is None else whole,

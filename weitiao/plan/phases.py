@@ -20,7 +20,7 @@ from typing import Any
 from weitiao import machine
 from weitiao.data.batch import Example, padded_length, plan_epoch
 from weitiao.methods.base import Method
-from weitiao.models.kernels import library
+from weitiao.models import kernels
 from weitiao.models.shape import Shape
 from weitiao.plan import activations, speed
 from weitiao.plan.activations import Tape
@@ -202,19 +202,21 @@ def plan(
     new model), which are mapped while they are loaded; ``saved_bytes`` what quantisation takes off the weights.
     """
     course = Course(train, task, options)
-    fused = facts.device == "cpu" and options.engine == "auto" and library() is not None
+    on_cpu = facts.device == "cpu"
+    fused = on_cpu and options.engine == "auto" and kernels.compiled() is not None
     tape = activations.tape(shape, method, dtype, fused)
     held = Held.of(shape, method, dtype, options, saved_bytes)
     recompute = recomputes(options, shape, course.micro_batch_tokens, dtype, facts)
     cost = speed.Cost.of(shape, method, tape, facts, recompute, options.optimizer)
     steps = walk(course, tape, held, cost, recompute)
     pass_bytes, pass_seconds = validation_pass(validation, course.micro_batch_tokens, tape, cost)
-    kernels = activations.kernel_bytes(shape, method, tape.item_bytes, steps.sizes) if facts.device == "cpu" else 0
-    kept = held.weights + held.moments - held.paged + kernels
+    code = activations.kernel_bytes(shape, method, tape.item_bytes, steps.sizes) if on_cpu else 0
+    parts = {"weights": held.weights, "optimizer": held.moments - held.paged, "kernels": code}
+    kept = sum(parts.values())
     disk = disk_bytes(shape, method, options, held, dtype)
     needs = {
         "load": (loading_bytes(shape, dtype, file_bytes), 0),
-        "train": (kept + steps.peak_bytes, held.paged if facts.device == "cpu" else 0),
+        "train": (kept + steps.peak_bytes, held.paged if on_cpu else 0),
         "evaluate": (kept + pass_bytes, 0),
         "checkpoint": (kept + min(held.paged, max(held.window, SHARD_BYTES)), disk),
     }
@@ -223,8 +225,8 @@ def plan(
     return Plan(
         phases=phases,
         steps=course.total_steps,
-        step_seconds=steps.seconds / course.total_steps if facts.device == "cpu" else None,
-        total_seconds=steps.seconds + evaluations * pass_seconds if facts.device == "cpu" else None,
+        step_seconds=steps.seconds / course.total_steps if on_cpu else None,
+        total_seconds=steps.seconds + evaluations * pass_seconds if on_cpu else None,
         parameters=shape.parameters,
         trainable_parameters=method.count(shape),
         tokens=steps.read,
@@ -233,17 +235,11 @@ def plan(
         recompute=recompute,
         dtype=dtype,
         device=facts.device,
-        available_bytes=facts.available_bytes if facts.device == "cpu" else facts.gpu_available_bytes,
+        available_bytes=facts.available_bytes if on_cpu else facts.gpu_available_bytes,
         free_disk_bytes=facts.free_disk_bytes,
         fits=fits(phases, facts),
         paged_bytes=held.paged,
-        parts={
-            "imports": facts.base_bytes,
-            "weights": held.weights,
-            "optimizer": held.moments - held.paged,
-            "kernels": kernels,
-            "gradients_and_activations": steps.peak_bytes,
-        },
+        parts={"imports": facts.base_bytes, **parts, "gradients_and_activations": steps.peak_bytes},
     )
 
 

@@ -19,7 +19,7 @@ def text(plan: Plan) -> str:
         "imports": t("libraries"),
         "weights": t("weights"),
         "optimizer": t("optimiser"),
-        "kernels": t("compiled kernels"),
+        "kernels": t("the matrix library's code"),
         "gradients_and_activations": t("gradients and activations"),
     }
     gpu = plan.device != "cpu"

@@ -1,40 +1,45 @@
-"""Dropout that a CPU draws quickly. torch's own takes a number for every element, one after another on one core: with
-LoRA on every linear of a small model that was two fifths of a step.
+"""Dropout that a CPU draws quickly. torch's own takes a number for every element, one after another on one core, and
+keeps what it drew: with LoRA on every linear of a small model that was two fifths of a step.
 
     with quick(model):
-        ...                  # every nn.Dropout in it draws sixteen bits an element
+        ...                  # every nn.Dropout in it draws one seed, from which its places follow
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
-import torch
 from torch import Tensor, nn
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
 
-LEVELS, LOWEST = 1 << 16, -(1 << 63)  # of sixteen bits; of the 64 that are drawn at once
+from weitiao.models import kernels
 
 
 class Dropout(nn.Dropout):
     """``nn.Dropout``, its probability rounded to 1/65536 and its scale to match; other devices draw as ever."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """[...] to the same shape and dtype."""
-        dropped = round(self.p * LEVELS)
-        if not self.training or input.device.type != "cpu" or dropped in (0, LEVELS):
+        """[..., H] to the same shape and dtype."""
+        plain = not self.training or not self.p or input.device.type != "cpu"
+        if plain or not kernels.serves(input.dtype, input.dtype):
             return super().forward(input)
-        return input * noise(input.shape, dropped, input.dtype)
+        out: Any = _Dropped.apply(input, self.p, kernels.drawn_seed())
+        return out
 
 
-def noise(shape: torch.Size, dropped: int, dtype: torch.dtype) -> Tensor:
-    """Zeros with probability ``dropped`` / 65536, and elsewhere what keeps the mean at one."""
-    count = math.prod(shape)
-    drawn = torch.empty(-(-count // 4), dtype=torch.int64).random_(LOWEST, None)
-    kept = drawn.view(torch.int16)[:count] >= dropped - LEVELS // 2
-    # as bytes, which are turned into numbers ten times as fast as bools are
-    return kept.view(torch.uint8).to(dtype).mul_(LEVELS / (LEVELS - dropped)).view(shape)
+class _Dropped(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, probability: float, seed: int) -> Tensor:
+        ctx.places = probability, seed
+        return kernels.dropped(x.contiguous(), *ctx.places)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        return kernels.dropped(gradients[0].contiguous(), *ctx.places), None, None
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from weitiao.models import modules
@@ -84,6 +85,7 @@ class _LinearLogps(torch.autograd.Function):
         return logps
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor | None, ...]:
         (grad,) = outputs
         hidden, weight, targets, grad_hidden, grad_weight = ctx.saved_tensors

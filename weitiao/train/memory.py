@@ -1,12 +1,17 @@
-"""How a step is cut to fit the memory; none of it changes a result beyond the last bits.
+"""How a step is cut to fit the memory, and how memory is held; none of it changes a result beyond the last bits.
 
 tokens = micro_batch_tokens("auto", longest=512)
 recompute = recomputes("auto", model, tokens)
+with kept(): ...  # steps
 """
 
 from __future__ import annotations
 
-from typing import Literal
+import ctypes
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
 
 from torch import nn
 
@@ -14,6 +19,9 @@ from weitiao import machine
 from weitiao.methods.base import compute_dtype
 from weitiao.models import modules, shape
 
+MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1  # names of malloc.h
+USUAL = {MMAP_THRESHOLD: 32 << 20, TRIM_THRESHOLD: 64 << 20}  # where glibc's own rule ends after large blocks
+KEPT = {MMAP_THRESHOLD: 1 << 30, TRIM_THRESHOLD: (1 << 31) - 1}  # bytes: larger blocks come from the system and go back
 AUTO_TOKENS = 2048  # a CPU's matrix products run at full speed from about a thousand rows on
 
 
@@ -34,3 +42,23 @@ def activation_bytes(model: nn.Module, batch_tokens: int) -> int:
     norms, activation functions and residual sums between them."""
     widths = shape.read(modules.inner(model).config).widths
     return 2 * widths * batch_tokens * max(compute_dtype(model).itemsize, 2)
+
+
+@contextmanager
+def kept() -> Iterator[None]:
+    """While it is open, freed memory stays with the process, where the next step finds it; then it goes back.
+
+    Left alone, glibc hands large blocks back to the system, which clears every page of the next ones. Other C libraries
+    are left as they are.
+    """
+    library: Any = ctypes.CDLL(None) if sys.platform == "linux" else None
+    known = hasattr(library, "mallopt") and hasattr(library, "malloc_trim")
+    for name, value in KEPT.items() if known else ():
+        library.mallopt(name, value)
+    try:
+        yield
+    finally:
+        for name, value in USUAL.items() if known else ():
+            library.mallopt(name, value)
+        if known:
+            library.malloc_trim(0)

@@ -39,11 +39,11 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def engine(model: Any, options: TrainOptions, batch_tokens: int) -> Iterator[None]:
-    """How a micro-batch of so many tokens is computed in training: with quick dropout, known blocks in one piece, and
-    activations computed twice where they would not fit."""
+    """How a micro-batch of so many tokens is computed in training: with quick dropout, known blocks in one piece, freed
+    memory at hand, and activations computed twice where they would not fit."""
     again = memory.recomputes(options.memory, model, batch_tokens)
-    whole = options.engine == "auto" and kernels.library() is not None  # their twins in torch are slower than modules
-    with quick(model), fused(model, whole):
+    whole = options.engine == "auto" and kernels.compiled() is not None  # their twins in torch are slower than modules
+    with memory.kept(), quick(model), fused(model, whole):
         if again:
             model.activation_checkpointing_enable({"use_reentrant": False})
         try:
