@@ -147,9 +147,17 @@ def test_a_run_leaves_what_it_promises(values: dict, tmp_path: Path, capsys: pyt
     report = (tmp_path / "run" / "report.md").read_text()
     assert "| peak memory |" in report and "loss.png" in report
     said = capsys.readouterr().err
-    assert "weitiao chat" in said and "rehearsed" in said and "trained;" in said
+    assert "rehearsed" in said and "trained;" in said
     assert Recipe.model_validate(Run.open(tmp_path / "run").recipe()) == Recipe.model_validate(values)
     json.dumps(result.to_dict())
+
+
+def test_the_verb_ends_with_what_can_be_done_next(values: dict, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(json.dumps(values), encoding="utf-8")
+    assert cli.main(["train", str(path)]) == 0
+    said = capsys.readouterr().err
+    assert "weitiao chat" in said and "weitiao eval" in said
 
 
 def test_nothing_is_left_and_nothing_lost_when_the_input_is_bad(values: dict, tmp_path: Path, rows: Path):
