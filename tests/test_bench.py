@@ -114,6 +114,7 @@ def test_a_peer_that_fails_says_why(rows, model):
     from weitiao.errors import RunError
 
     with pytest.raises(RunError, match="trainer, 8: "):
-        bench.side_by_side(["trainer=/bin/false"], str(model), "lora", rows, 4, 1, [8])
-    with pytest.raises(InputError, match="nothere"):
-        bench.side_by_side(["nothere"], str(model), "lora", rows, 4, 1, [8])
+        bench.side_by_side(["trainer=/bin/false"], str(model), "lora", rows, 4, 1, ["8"])
+    with pytest.raises(InputError) as found:
+        bench.side_by_side(["nothere"], str(model), "lorra", rows, 4, 1, ["8", "three"])
+    assert [word in str(found.value) for word in ("nothere", "lorra", "three")] == [True] * 3

@@ -12,6 +12,7 @@ as any. What bounds it is counted in the open: multiplications with weights at t
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import random
@@ -63,7 +64,12 @@ ROWS, MEDIAN, SPREAD, SHORTEST, LONGEST = 1024, 175, 0.74, 24, 1020  # tokens of
 TEMPLATE_TOKENS = 12  # of a row, around what is said
 PROMPT_TOKENS, NEW_TOKENS = 128, 128
 TOKENIZER = "weitiao-tiny-zh"
-PEERS, PEER_NAMES = Path(__file__).parents[1] / "bench" / "peers.py", ("trainer", "trl", "unsloth")
+PEERS = Path(__file__).parents[1] / "bench" / "peers.py"
+PEER_NAMES, PEER_METHODS, MICRO_BATCHES = (
+    ("trainer", "trl", "unsloth"),
+    ("lora", "freeze", "full"),
+    ("8", "4", "2", "1"),
+)
 
 ShapeName = Annotated[str, typer.Option("--shape", help=f"{', '.join(SHAPES)} (random weights), or a model")]
 AsJson = Annotated[bool, typer.Option("--json", help="one JSON object on stdout")]
@@ -100,14 +106,16 @@ def peers_verb(
     ],
     shape: ShapeName = "smollm2-135m",
     method: Annotated[str, typer.Option(help="lora, freeze or full")] = "lora",
-    data: Annotated[Path | None, typer.Option(help="rows to train on; invented ones of a chat's lengths")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="rows with messages, of which the last is learnt; invented ones")
+    ] = None,
     steps: Annotated[int, typer.Option(min=WARM_STEPS + 1, help="optimiser steps")] = 32,
     rounds: Annotated[int, typer.Option(min=1, help="times that each runs, in turn")] = 3,
     micro_batches: Annotated[str, typer.Option(help="rows that a peer computes at once, with commas")] = "8,2",
     as_json: AsJson = False,
 ) -> None:
     """The common job by this project and by others, in turn, each a process of its own."""
-    found = side_by_side(peer, shape, method, data, steps, rounds, [int(size) for size in micro_batches.split(",")])
+    found = side_by_side(peer, shape, method, data, steps, rounds, micro_batches.split(","))
     if as_json:
         print(json.dumps(found))
         return
@@ -124,21 +132,35 @@ def side_by_side(
     data: Path | None,
     steps: int,
     rounds: int,
-    micro_batches: Sequence[int],
+    micro_batches: Sequence[str],
 ) -> list[dict[str, Any]]:
-    """Medians of every engine, ours first. InputError for a peer without its script; RunError where one fails."""
-    rows, model = str(data or invented()), str(folder(shape))
+    """Medians of every engine, ours first. InputError names all that cannot be; RunError where an engine fails."""
+    names = [one.partition("=")[0].partition("+")[0] for one in peers]
+    given: list[tuple[str, Sequence[str], Sequence[str]]] = [
+        ("--peer", names, PEER_NAMES),
+        ("--method", [method], PEER_METHODS),
+        ("--micro-batches", micro_batches, MICRO_BATCHES),
+    ]
+    what = '{option}: "{name}" is none of {names}'
+    problems = [
+        t(what, option=option, name=name, names=", ".join(known))
+        for option, words, known in given
+        for name in words
+        if name not in known
+    ]
     if not PEERS.is_file():
-        raise InputError(t("{path}: not there; peers are measured from a clone of the project", path=PEERS))
+        problems.append(t("{path}: not there; peers are measured from a clone of the project", path=PEERS))
+    if problems:
+        raise InputError(problems)
+    rows, model = str(data or invented()), str(folder(shape))
     job = ["--method", method, "--data", rows, "--steps", str(steps)]
-    commands = {"weitiao": [sys.executable, "-m", "weitiao", "bench", "train", "--shape", model, *job, "--json"]}
+    ours = [sys.executable, "-m", "weitiao", "bench", "train", "--shape", model, *job, "--json", "data.train_on=last"]
+    commands = {"weitiao": ours}
     for one in peers:
         name, _, python = one.partition("=")
         name, _, compiled = name.partition("+")
-        if name not in PEER_NAMES:
-            raise InputError(t('--peer: no peer "{name}" ({names})', name=name, names=", ".join(PEER_NAMES)))
         for number in micro_batches:
-            more = ["--micro-batch", str(number), *(["--compile"] if compiled else [])]
+            more = ["--micro-batch", number, *(["--compile"] if compiled else [])]
             label = f"{one.partition('=')[0]}, {number}"
             commands[label] = [python or sys.executable, str(PEERS), "--peer", name, "--model", model, *job, *more]
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in commands}
@@ -276,7 +298,8 @@ def folder(shape: str) -> Path:
     weights, and kept in the cache folder."""
     if shape not in SHAPES:
         return resolve(shape)
-    made = cache_folder() / "bench" / shape
+    parts = (json.dumps(SHAPES[shape]).encode(), (resolve(TOKENIZER) / "tokenizer.json").read_bytes())
+    made = cache_folder() / "bench" / f"{shape}-{hashlib.sha256(b''.join(parts)).hexdigest()[:8]}"
     if not (made / "config.json").is_file():
         _make(SHAPES[shape], made)
     return made

@@ -177,7 +177,7 @@ def test_the_report_is_short_and_in_both_languages(chinese: None):
 
 
 REAL = """
-import contextlib, json, sys
+import json, sys
 import numpy as np
 import torch
 from weitiao.plan import fact, phases, activations
@@ -186,7 +186,6 @@ from weitiao.methods import METHODS
 from weitiao.models import load, shape
 from weitiao.runs import Run
 from weitiao.data.batch import Example
-from weitiao.train import memory
 from weitiao.train.loop import fit
 from weitiao.train.options import TrainOptions
 from weitiao.train.tasks import TaskOptions
@@ -203,7 +202,6 @@ model = load.load(load.ModelOptions(path=folder, dtype="float32"))
 facts = phases.Facts(phases.resident_bytes(), 1 << 40, 1 << 40, 50.0, 1e10)
 live = dataclasses.replace(activations.tape(found, method, "float32", fused=True), heap_share=0.0)
 activations.tape = lambda *_: live  # the allocator below keeps no holes
-memory.kept = contextlib.nullcontext  # and gives everything back
 planned = phases.plan(found, method, task, options, rows, facts=facts)
 fit(method.attach(model), method, task, rows, options, run=Run.create(run, {}))
 print(json.dumps([planned.host_peak_bytes, fact.peak_bytes()]))

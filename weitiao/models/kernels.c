@@ -140,7 +140,7 @@ INLINE void put_pairs(uint32_t *to, __m512 first, __m512 second) {
     _mm512_storeu_si512(to, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
 }
 
-/* e to the power of 16 numbers, none above 0, to a part in a million; below -88 it is next to 0; a NaN passes. */
+/* e to the power of 16 numbers, none above 0, to three parts in a million; below -88 it is next to 0; a NaN passes. */
 INLINE __m512 shrunk(__m512 x) {
     __m512 turns = _mm512_mul_ps(_mm512_max_ps(_mm512_set1_ps(-88.0f), x), _mm512_set1_ps(1.44269504f));
     __m512 whole = _mm512_roundscale_ps(turns, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);

@@ -8,6 +8,7 @@ with kept(): ...  # steps
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -49,10 +50,11 @@ def kept() -> Iterator[None]:
     """While it is open, freed memory stays with the process, where the next step finds it; then it goes back.
 
     Left alone, glibc hands large blocks back to the system, which clears every page of the next ones. Other C libraries
-    are left as they are.
+    are left as they are, and so is whoever has set glibc's own variables.
     """
     library: Any = ctypes.CDLL(None) if sys.platform == "linux" else None
-    known = hasattr(library, "mallopt") and hasattr(library, "malloc_trim")
+    chosen = any(name.startswith("MALLOC_") for name in os.environ)
+    known = hasattr(library, "mallopt") and hasattr(library, "malloc_trim") and not chosen
     for name, value in KEPT.items() if known else ():
         library.mallopt(name, value)
     try:
