@@ -67,6 +67,21 @@ def test_padding_stays_small_on_uneven_rows():
     assert sum(lengths) / padded > 0.85
 
 
+@given(LENGTHS, st.integers(1, 12), st.integers(1, 600))
+def test_without_padding_parts_are_few_and_even(lengths, batch_size, bound):
+    for step in plan_epoch(lengths, batch_size, bound, 0, 0, padded=False):
+        tokens = [sum(lengths[row] for row in micro) for micro in step]
+        assert all(total <= bound or len(micro) == 1 for total, micro in zip(tokens, step, strict=True))
+        assert len(step) <= 1 + 2 * sum(tokens) // bound  # two neighbours never fit into one
+
+
+def test_without_padding_lengths_may_differ():
+    (step,) = plan_epoch([500, 500, 20, 20], 4, 1100, seed=0, epoch=0, padded=False)
+    assert len(step) == 1
+    (step,) = plan_epoch([100] * 8, 8, 700, seed=0, epoch=0, padded=False)
+    assert [len(micro) for micro in step] == [4, 4]
+
+
 def test_wrong_sizes_are_refused():
     with pytest.raises(InputError):
         plan_epoch([1], 0, 10, 0, 0)

@@ -147,16 +147,19 @@ def test_dropout_drops_its_share_in_the_same_places(monkeypatch, compiled, dtype
 
 @with_compiler
 @pytest.mark.parametrize("width", [16, 64, 80, 128])
-@pytest.mark.parametrize(("length", "groups"), [(1, 1), (2, 3), (49, 1), (300, 2)])
-def test_attention_whole(both, width, length, groups):
+@pytest.mark.parametrize(
+    ("lengths", "groups"), [([1], 1), ([2, 2], 3), ([49], 1), ([300], 2), ([3, 1, 130, 64], 3), ([40, 40, 7], 2)]
+)
+def test_attention_whole(both, width, lengths, groups):
     from weitiao.models.attention import attend, attend_backward
 
-    query = (torch.randn(6, length * groups, width) / width**0.5).bfloat16()
-    key, value = (torch.randn(6, length, width).bfloat16() for _ in range(2))
-    found, wanted = both(attend, query, key, value, 3)
+    starts = torch.tensor([0, *lengths]).cumsum(0)
+    query = (torch.randn(3, sum(lengths) * groups, width) / width**0.5).bfloat16()
+    key, value = (torch.randn(3, sum(lengths), width).bfloat16() for _ in range(2))
+    found, wanted = both(attend, query, key, value, starts)
     assert (found - wanted).abs().max() <= 0.02 * wanted.abs().max()
     gradient = torch.randn_like(found)
-    for ours, right in zip(*both(attend_backward, gradient, query, key, value, 3), strict=True):
+    for ours, right in zip(*both(attend_backward, gradient, query, key, value, starts), strict=True):
         assert ours.shape == right.shape and (ours - right).abs().max() <= 0.02 * right.abs().max() + 1e-3
 
 
@@ -208,5 +211,50 @@ def test_attention_hides_no_nan(where):
 
     states = {"query": torch.randn(2, 40, 64), "key": torch.randn(2, 40, 64), "value": torch.randn(2, 40, 64)}
     states[where][1, 20, 5] = float("nan")
-    found = attend(*(part.bfloat16() for part in states.values()), 2)
-    assert found[:, 20].isnan().any()
+    found = attend(*(part.bfloat16() for part in states.values()), torch.tensor([0, 40]))
+    assert found[20].isnan().any() and found[:20].isfinite().all() or where != "query"
+
+
+def apart(found: torch.Tensor, exact: torch.Tensor) -> float:
+    return ((found.double() - exact.double()).norm() / exact.double().norm()).item()
+
+
+@with_compiler
+@pytest.mark.parametrize("times", range(6))
+def test_products_are_summed_up_in_float32(times):
+    rows, columns, *depths = (random.randint(1, 500) for _ in range(5))
+    parts, exact = [], torch.zeros(rows, columns)
+    for depth in (depths[0] // 2 * 2 + 2, depths[1] // 2 * 2 + 2, 8):
+        across = random.random() < 0.5
+        held = torch.randn(rows, depth + 6).bfloat16()[:, 2 : 2 + depth]
+        weight = torch.randn((depth, columns) if across else (columns, depth)).bfloat16()
+        parts.append((held, weight, across))
+        exact += held.float() @ (weight if across else weight.t()).float()
+    bias, onto = torch.randn(columns), torch.randn(rows, columns).bfloat16()
+    found = kernels.products(parts, bias, onto)
+    assert apart(found, exact + bias + onto.float()) < 2.5e-3  # one rounding
+    out = torch.zeros(rows, columns + 5, dtype=torch.bfloat16)
+    assert torch.equal(kernels.products(parts, out=out[:, 2 : 2 + columns]), out[:, 2 : 2 + columns])
+    assert apart(out[:, 2 : 2 + columns], exact) < 2.5e-3
+    assert not out[:, :2].any() and not out[:, 2 + columns :].any()
+
+
+@with_compiler
+@pytest.mark.parametrize("rank", [1, 8, 21])
+@pytest.mark.parametrize("turned", [False, True])
+def test_outer_products_are_summed_over_rows(rank, turned):
+    rows, width = random.randint(1, 300), random.randint(1, 300)
+    x, y = torch.randn(rows, rank + 3).bfloat16()[:, 1 : 1 + rank], torch.randn(rows, width).bfloat16()
+    exact = 0.5 * x.double().t() @ y.double()
+    assert apart(kernels.outer(x, y, 0.5, turned), exact.t() if turned else exact) < 1e-5
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_the_twins_of_products_in_torch(monkeypatch, dtype):
+    monkeypatch.setattr(kernels, "compiled", lambda: None)
+    x, y, weight = torch.randn(7, 12).to(dtype), torch.randn(7, 5).to(dtype), torch.randn(12, 9).to(dtype)
+    bias, onto, out = torch.randn(9), torch.randn(7, 9).to(dtype), torch.empty(7, 9, dtype=dtype)
+    found = kernels.products([(x, weight, True), (y, weight[:5].t().contiguous(), False)], bias, onto, out)
+    exact = x.float() @ weight.float() + y.float() @ weight[:5].float() + bias + onto.float()
+    assert found is out and apart(out, exact) < 0.02
+    assert apart(kernels.outer(x, y, 2.0), 2 * x.float().t() @ y.float()) < 0.02

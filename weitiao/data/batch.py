@@ -25,6 +25,8 @@ from weitiao.errors import InputError, t
 if TYPE_CHECKING:
     import torch
 
+START_TOKENS = 128  # what starting one more micro-batch costs: padding below it is cheaper than a cut
+
 
 @dataclass(frozen=True, eq=False)
 class Example:
@@ -69,44 +71,48 @@ def plan_epoch(
     seed: int,
     epoch: int,
     *,
-    start_tokens: int = 128,
+    padded: bool = True,
 ) -> list[list[list[int]]]:
     """The epoch as steps, each a list of micro-batches, each a list of indices into ``lengths``.
 
     Every row occurs exactly once; every step but the last has ``batch_size`` rows. A micro-batch holds at most
-    ``micro_batch_tokens`` padded tokens (rows × ``padded_length``; None: no bound), or one row that is longer by
-    itself; this bound moves rows between micro-batches of one step and never between steps. ``start_tokens`` is what
-    starting one more micro-batch costs, in tokens: padding below it is cheaper than a cut.
+    ``micro_batch_tokens`` tokens (None: no bound), or one row that is longer by itself; this bound moves rows between
+    micro-batches of one step and never between steps. Padding (rows × ``padded_length``) counts where it is
+    ``padded``, that is, computed.
     """
     if batch_size < 1 or (micro_batch_tokens is not None and micro_batch_tokens < 1):
         raise InputError(t("batch_size and micro_batch_tokens must be at least 1"))
     order = np.random.default_rng((seed, epoch)).permutation(len(lengths)).tolist()
     return [
-        micro_batches(order[start : start + batch_size], lengths, micro_batch_tokens, start_tokens)
+        micro_batches(order[start : start + batch_size], lengths, micro_batch_tokens, padded)
         for start in range(0, len(order), batch_size)
     ]
 
 
-def micro_batches(rows: Sequence[int], lengths: Sequence[int], bound: int | None, start_tokens: int) -> list[list[int]]:
-    """``rows`` sorted from long to short (the largest memory first) and cut so that padded tokens plus
-    ``start_tokens`` per micro-batch is least, within ``bound``."""
+def micro_batches(
+    rows: Sequence[int], lengths: Sequence[int], bound: int | None, padded: bool = True
+) -> list[list[int]]:
+    """``rows`` sorted from long to short (the largest memory first) and cut within ``bound``: where padding is
+    computed, so that it and ``START_TOKENS`` per micro-batch are least, else into as few parts as will do, as even as
+    can be."""
     rows = sorted(rows, key=lambda row: (-lengths[row], row))
-    padded_lengths = [padded_length(lengths[row]) for row in rows]
-    cost, cut = [0] + [0] * len(rows), [0] * (len(rows) + 1)
+    costs, cuts = [(0, 0)] + [(0, 0)] * len(rows), [0] * (len(rows) + 1)
     for end in range(1, len(rows) + 1):
         best = None
+        tokens = 0
         for start in range(end - 1, -1, -1):
-            padded = (end - start) * padded_lengths[start]
-            if bound is not None and padded > bound and end - start > 1:
+            tokens = (end - start) * padded_length(lengths[rows[start]]) if padded else tokens + lengths[rows[start]]
+            if bound is not None and tokens > bound and end - start > 1:
                 break  # further rows are longer still
-            total = cost[start] + padded + start_tokens
-            if best is None or total <= best:
-                best, cost[end], cut[end] = total, total, start
+            before = costs[start]
+            cost = (before[0] + tokens + START_TOKENS, 0) if padded else (before[0] + 1, before[1] + tokens * tokens)
+            if best is None or cost <= best:
+                best, costs[end], cuts[end] = cost, cost, start
     batches: list[list[int]] = []
     end = len(rows)
     while end:
-        batches.append(rows[cut[end] : end])
-        end = cut[end]
+        batches.append(rows[cuts[end] : end])
+        end = cuts[end]
     return batches[::-1]
 
 

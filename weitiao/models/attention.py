@@ -68,79 +68,117 @@ class _Blocks(torch.autograd.Function):
     @staticmethod
     @custom_fwd(device_type="cpu", cast_inputs=torch.bfloat16)
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        ctx.scale, ctx.heads, ctx.length = scale, key.shape[1], key.shape[2]
-        q = fold(query.transpose(1, 2), ctx.heads, scale=scale)
-        k, v = (fold(states.transpose(1, 2), ctx.heads) for states in (key, value))
-        ctx.save_for_backward(q, k, v)
-        return attend(q, k, v, ctx.heads)
+        batch, heads, length, width = key.shape
+        ctx.scale, ctx.heads, ctx.shape = scale, heads, (batch, length)
+        q = fold(query.transpose(1, 2), heads, scale=scale)
+        k, v = (fold(states.transpose(1, 2), heads) for states in (key, value))
+        starts = even(batch, length)
+        ctx.save_for_backward(q, k, v, starts)
+        return attend(q, k, v, starts).view(batch, length, -1, width)
 
     @staticmethod
     @once_differentiable
     @custom_bwd(device_type="cpu")
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        q, k, v = ctx.saved_tensors
-        at_q, at_k, at_v = attend_backward(gradients[0].contiguous(), q, k, v, ctx.heads)
-        at_q = unfold(at_q, ctx.heads, ctx.length, scale=ctx.scale)
-        at_k, at_v = (unfold(states, ctx.heads, ctx.length) for states in (at_k, at_v))
+        q, k, v, starts = ctx.saved_tensors
+        at_q, at_k, at_v = attend_backward(gradients[0].contiguous(), q, k, v, starts)
+        at_q = unfold(at_q, ctx.heads, ctx.shape, scale=ctx.scale)
+        at_k, at_v = (unfold(states, ctx.heads, ctx.shape) for states in (at_k, at_v))
         return at_q.transpose(1, 2), at_k.transpose(1, 2), at_v.transpose(1, 2), None
 
 
+def even(batch: int, length: int) -> Tensor:
+    """Where rows of one length start among the tokens of all, and where the last ends: int64 [B + 1]."""
+    return torch.arange(0, batch * length + 1, length)
+
+
 def fold(states: Tensor, heads: int, angles: tuple[Tensor, Tensor] = NO_ANGLES, scale: float = 1.0) -> Tensor:
-    """[B, T, heads · groups, D] to [B · heads, T · groups, D], turned by ``angles`` and scaled: the query heads that
-    share a key lie together, so that one product serves them all."""
+    """[B, T, heads · groups, D] to [heads, B · T · groups, D], turned by ``angles`` and scaled: the query heads that
+    share a key lie together, so that one product serves them all, and the rows end to end."""
     batch, length, _, width = states.shape
     split = states.unflatten(2, (heads, -1))
-    folded = states.new_empty(batch, heads, length, split.shape[3], width)
-    kernels.turned(split, folded.transpose(1, 2), *angles, scale)
-    return folded.view(batch * heads, -1, width)
+    folded = states.new_empty(heads, batch, length, split.shape[3], width)
+    kernels.turned(split, folded.permute(1, 2, 0, 3, 4), *angles, scale)
+    return folded.view(heads, -1, width)
 
 
 def unfold(
-    states: Tensor, heads: int, length: int, angles: tuple[Tensor, Tensor] = NO_ANGLES, scale: float = 1.0
+    states: Tensor,
+    heads: int,
+    shape: tuple[int, int],
+    angles: tuple[Tensor, Tensor] = NO_ANGLES,
+    scale: float = 1.0,
 ) -> Tensor:
-    """The way back, for gradients: [B · heads, T · groups, D] to [B, T, heads · groups, D]."""
-    split = states.view(-1, heads, length, states.shape[1] // length, states.shape[2]).transpose(1, 2)
+    """The way back, for gradients: [heads, B · T · groups, D] to [B, T, heads · groups, D]; ``shape``: B and T."""
+    split = states.view(heads, *shape, -1, states.shape[2]).permute(1, 2, 0, 3, 4)
     target = states.new_empty(split.shape)
     return kernels.turned(split, target, *angles, scale, back=True).flatten(2, 3)
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
-    """Folded query [N, T · groups, D], scaled, key and value [N, T, D] to [B, T, heads · groups, D]."""
-    length, groups = key.shape[1], query.shape[1] // key.shape[1]
-    out = query.new_empty(len(key) // heads, length, heads, groups, query.shape[2])
-    if kernels.attend(query, key, value, out):
-        return out.flatten(2, 3)
-    for start, end, share, _ in _blocks(query, key, groups, buffers=1):
-        block = torch.bmm(share, value[:, :end]).view(-1, heads, end - start, groups, query.shape[2])
-        out[:, start:end] = block.transpose(1, 2)
-    return out.flatten(2, 3)
+def attend(query: Tensor, key: Tensor, value: Tensor, starts: Tensor) -> Tensor:
+    """Folded query [heads, N · groups, D], scaled, key and value [heads, N, D] to [N, heads · groups · D]. Row s of the
+    N tokens is those from ``starts`` [s] (int64) up to the next start, and sees nothing of the others."""
+    heads, tokens, width = key.shape
+    groups = query.shape[1] // tokens
+    out = query.new_empty(tokens, heads, groups, width)
+    if not kernels.attend(query, key, value, out, starts):
+        for first, last, (q, k, v) in _even_rows(starts, query, key, value):
+            count, length, _ = k.shape
+            target = out[first:last].view(count // heads, length, heads, groups, width)
+            for start, end, share, _ in _blocks(q, k, groups, buffers=1):
+                block = torch.bmm(share, v[:, :end]).view(heads, -1, end - start, groups, width)
+                target[:, start:end] = block.permute(1, 2, 0, 3, 4)
+    return out.flatten(1)
 
 
 def attend_backward(
-    gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, heads: int
+    gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, starts: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients at the folded query, key and value, given the contiguous one at :func:`attend`'s output."""
+    heads, tokens, width = key.shape
+    gradient = gradient.view(tokens, heads, -1, width)
+    found = torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
+    if not kernels.attend_backward(gradient, query, key, value, *found, starts):
+        given = fold(gradient.view(1, tokens, -1, width), heads)
+        for _, _, (q, k, v, g, *at) in _even_rows(starts, query, key, value, given, *found):
+            _attend_backward(g, q, k, v, *at)
+    return found
+
+
+def _attend_backward(
+    given: Tensor, query: Tensor, key: Tensor, value: Tensor, at_query: Tensor, at_key: Tensor, at_value: Tensor
+) -> None:
+    """For rows of one length: query, its gradient and the one at the output [n, T · groups, D], the others [n, T, D];
+    the last three are written."""
     groups = query.shape[1] // key.shape[1]
-    at_query = torch.empty_like(query)
-    at_key, at_value = torch.empty_like(key), torch.empty_like(value)
-    if kernels.attend_backward(gradient.unflatten(2, (heads, groups)), query, key, value, at_query, at_key, at_value):
-        return at_query, at_key, at_value
-    out = fold(gradient, heads)
     totals: list[Tensor] = []  # at key and value: gathered from all blocks in float32, rounded once
     for start, end, share, work in _blocks(query, key, groups, buffers=2):
         rows = slice(start * groups, end * groups)
-        block = out[:, rows]
-        at_value = torch.bmm(share.transpose(1, 2), block)
+        block = given[:, rows]
+        more = torch.bmm(share.transpose(1, 2), block)
         torch.bmm(block, value[:, :end].transpose(1, 2), out=work)
         kernels.shares_backward(share, work, groups, start)
         at_query[:, rows] = torch.bmm(work, key[:, :end])
-        at_key = torch.bmm(work.transpose(1, 2), query[:, rows])
+        steep = torch.bmm(work.transpose(1, 2), query[:, rows])
         if not totals:  # the last queries, which see all keys
-            totals = [at_key, at_value] if start == 0 else [at_key.float(), at_value.float()]
+            totals = [steep, more] if start == 0 else [steep.float(), more.float()]
             continue
-        totals[0][:, :end] += at_key
-        totals[1][:, :end] += at_value
-    return at_query, totals[0].to(key.dtype), totals[1].to(value.dtype)
+        totals[0][:, :end] += steep
+        totals[1][:, :end] += more
+    at_key.copy_(totals[0])
+    at_value.copy_(totals[1])
+
+
+def _even_rows(starts: Tensor, *folded: Tensor) -> Iterator[tuple[int, int, list[Tensor]]]:
+    """The parts of tensors [heads, N · x, D] that belong to neighbouring rows of one length: their first token, the one
+    after their last, and views [heads · rows, length · x, D] of each; of all at once where all are as long."""
+    tokens, lengths = int(starts[-1]), starts.diff().tolist()
+    if len(set(lengths)) == 1:
+        yield 0, tokens, [part.view(len(part) * len(lengths), -1, part.shape[2]) for part in folded]
+        return
+    for first, last in zip(starts.tolist()[:-1], starts.tolist()[1:], strict=True):
+        sizes = [part.shape[1] // tokens for part in folded]
+        yield first, last, [part[:, first * x : last * x] for part, x in zip(folded, sizes, strict=True)]
 
 
 def _blocks(query: Tensor, key: Tensor, groups: int, buffers: int) -> Iterator[tuple[int, int, Tensor, Tensor]]:

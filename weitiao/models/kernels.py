@@ -20,6 +20,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from weitiao.errors import say
 from weitiao.machine.speed import cache_folder
 
 SOURCE = Path(__file__).with_name("kernels.c")
+INCLUDED = SOURCE.with_name("attention.c"), SOURCE.with_name("products.c")
 FLAGS = "-O3 -march=native -fopenmp -fno-math-errno -fno-trapping-math -fno-signed-zeros -shared -fPIC".split()
 if platform.machine() in ("x86_64", "AMD64"):
     FLAGS += ["-mprefer-vector-width=512"]  # compilers shy away from what older processors slowed down for
@@ -60,7 +62,8 @@ def _built(compiler: list[str]) -> Path:
     """The library's path; compiles it if it is not there yet."""
     version = subprocess.run([*compiler, "--version"], capture_output=True, text=True, timeout=SECONDS).stdout
     flags = [*FLAGS, *_threads()]
-    facts = [SOURCE.read_text("utf-8"), *compiler, *flags, version, platform.machine(), _processor()]
+    sources = [path.read_text("utf-8") for path in (SOURCE, *INCLUDED)]
+    facts = [*sources, *compiler, *flags, version, platform.machine(), _processor()]
     name = f"{hashlib.sha256(chr(0).join(facts).encode()).hexdigest()[:24]}.so"
     path = cache_folder() / "kernels" / name
     if path.is_file():
@@ -232,23 +235,29 @@ def shares_backward(shares: Tensor, gradient: Tensor, groups: int, start: int) -
     return gradient
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, out: Tensor) -> bool:
+def attend(query: Tensor, key: Tensor, value: Tensor, out: Tensor, starts: Tensor) -> bool:
     """Causal attention whole, where the processor multiplies bfloat16 by itself; False, and nothing done, elsewhere.
 
-    ``query`` [B · heads, T · groups, D], scaled, ``key`` and ``value`` [B · heads, T, D], ``out``
-    [B, T, heads, groups, D], in which the last two lie close.
+    ``query`` [heads, N · groups, D], scaled, ``key`` and ``value`` [heads, N, D], ``out`` [N, heads, groups, D]; of
+    these N tokens row s is those from ``starts`` [s] (int64) up to the next start.
     """
-    return _attends(query) and _attended("attend", query, key, value, out, key=key, out=out)
+    return _attends(query) and _attended("attend", query, key, value, out, starts, key=key)
 
 
 def attend_backward(
-    gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, at_query: Tensor, at_key: Tensor, at_value: Tensor
+    gradient: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    at_query: Tensor,
+    at_key: Tensor,
+    at_value: Tensor,
+    starts: Tensor,
 ) -> bool:
-    """Its gradients, written into the last three, given the one at ``out``."""
+    """Its gradients, written into ``at_query``, ``at_key`` and ``at_value``, given the one at ``out``."""
     if not _attends(query):
         return False
-    tensors = (gradient, query, key, value, at_query, at_key, at_value)
-    return _attended("attend_backward", *tensors, key=key, out=gradient)
+    return _attended("attend_backward", gradient, query, key, value, at_query, at_key, at_value, starts, key=key)
 
 
 def _attends(query: Tensor) -> bool:
@@ -256,10 +265,10 @@ def _attends(query: Tensor) -> bool:
     return whole and hasattr(compiled(), "attend")
 
 
-def _attended(name: str, *tensors: Tensor, key: Tensor, out: Tensor) -> bool:
-    heads, groups, width = out.shape[2:]
-    assert out.stride()[2:] == (groups * width, width, 1)
-    numbers = (len(key), heads, out.shape[1], groups, width, out.stride(0), out.stride(1))
+def _attended(name: str, *tensors: Tensor, key: Tensor) -> bool:
+    assert all(tensor.is_contiguous() for tensor in tensors)
+    *_, starts = tensors
+    numbers = (len(starts) - 1, len(key), tensors[0].numel() // key.numel(), key.shape[-1])
     if getattr(compiled(), name)(*(_passed(argument) for argument in (*tensors, *numbers))):
         raise MemoryError(f"{name}: {list(key.shape)}")
     return True
@@ -305,4 +314,56 @@ def dropped(x: Tensor, probability: float, seed: int, onto: Tensor | None = None
     out, added = (torch.empty_like(x), 0) if onto is None else (onto, 1)
     rows = x.numel() // x.shape[-1]
     _call("dropped", x, x, x, out, seed & 0xFFFFFFFF, seed >> 32, count, scale, added, rows, x.shape[-1])
+    return out
+
+
+def multiplies(dtype: torch.dtype) -> bool:
+    """Whether products in ``dtype`` are compiled here; elsewhere they are torch's."""
+    return dtype == torch.bfloat16 and compiled() is not None and hasattr(compiled(), "products")
+
+
+def products(
+    parts: Sequence[tuple[Tensor, Tensor, bool]],
+    bias: Tensor | None = None,
+    onto: Tensor | None = None,
+    out: Tensor | None = None,
+) -> Tensor:
+    """``bias`` plus ``onto`` plus the sum of ``x`` Wᵀ, or of ``x`` W where a part says that W lies across; summed in
+    float32 and rounded once.
+
+    A part is ``x`` [N, K], the weight [M, K], or [K, M] across, both with rows in one piece, and that flag; ``bias``
+    is float32 [M]; ``onto`` [N, M]. The result [N, M] is written to ``out`` where that is given, whose rows may lie
+    apart.
+    """
+    first, weight, across = parts[0]
+    shape = len(first), weight.shape[int(across)]
+    if not multiplies(first.dtype) or any(x.shape[1] % 2 for x, _, _ in parts):
+        total = first.new_zeros(shape) if bias is None else bias.to(first.dtype).expand(shape)
+        for x, weight, across in parts:
+            total = torch.addmm(total, x, weight if across else weight.t())
+        total = total if onto is None else total + onto
+        return total if out is None else out.copy_(total)
+    out = first.new_empty(shape) if out is None else out
+    numbers: list[int] = []
+    for x, weight, across in parts:
+        assert x.stride(1) == weight.stride(1) == 1 and x.dtype == weight.dtype == out.dtype
+        numbers += (x.data_ptr(), x.stride(0), x.shape[1], weight.data_ptr(), weight.stride(0), across)
+    assert onto is None or (onto.dtype == out.dtype and onto.stride() == out.stride())
+    described = (ctypes.c_int64 * len(numbers))(*numbers)
+    if compiled().products(described, *map(_passed, (len(parts), bias, onto, out, out.stride(0), *shape))):
+        raise MemoryError(f"products: {list(shape)}")
+    return out
+
+
+def outer(x: Tensor, y: Tensor, scale: float = 1.0, turned: bool = False) -> Tensor:
+    """``scale`` · xᵀ y in float32 [R, K], or its transpose [K, R] where it is ``turned``: ``x`` [N, R] is narrow, as a
+    LoRA's rank is, and ``y`` [N, K]. Rows of either may lie apart."""
+    if not multiplies(x.dtype):
+        return torch.mm(y.t(), x).float().mul_(scale) if turned else torch.mm(x.t(), y).float().mul_(scale)
+    rank, width = x.shape[1], y.shape[1]
+    out = torch.empty((width, rank) if turned else (rank, width), dtype=torch.float32)
+    steps = (1, rank) if turned else (width, 1)
+    numbers = (x, x.stride(0), rank, y, y.stride(0), width, out, *steps, scale, len(x))
+    if compiled().outer(*map(_passed, numbers)):
+        raise MemoryError(f"outer: {list(out.shape)}")
     return out

@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Sequence
 from typing import Any
 
-from weitiao.data.batch import Example, pack, plan_epoch
+from weitiao.data.batch import Example, pack, padded_length, plan_epoch
 from weitiao.train import memory
 from weitiao.train.options import Cadence, TrainOptions
 from weitiao.train.tasks import Task
@@ -23,8 +23,9 @@ from weitiao.train.tasks import Task
 class Course:
     """Which rows make up which step. Everything follows from the rows, the options and the number of the step."""
 
-    def __init__(self, train: Sequence[Example], task: Task, options: TrainOptions):
-        self.train, self.options, self.pack_tokens = train, options, task.pack_tokens
+    def __init__(self, train: Sequence[Example], task: Task, options: TrainOptions, padded: bool = True):
+        """``padded``: padding is computed, so that rows of like length are cut into micro-batches of their own."""
+        self.padded, self.train, self.options, self.pack_tokens = padded, train, options, task.pack_tokens
         longest = self.pack_tokens or max(len(example) for example in train)
         self.micro_batch_tokens = memory.micro_batch_tokens(options.micro_batch_tokens, longest)
         self.epoch = -1
@@ -46,7 +47,8 @@ class Course:
             packed = pack(self.train, self.pack_tokens, seed=seed, epoch=epoch)
             self.examples = [example for example in packed if example.trained_tokens]  # a last row of one token
         lengths = [len(example) for example in self.examples]
-        self.steps = plan_epoch(lengths, self.options.batch_size, self.micro_batch_tokens, seed, epoch)
+        bound = self.micro_batch_tokens
+        self.steps = plan_epoch(lengths, self.options.batch_size, bound, seed, epoch, padded=self.padded)
         self.epoch = epoch
 
     def micro_batches(self, step: int) -> list[list[Example]]:
@@ -54,6 +56,12 @@ class Course:
         epoch, index = divmod(step - 1, self.steps_per_epoch)
         self._enter(epoch)
         return [[self.examples[row] for row in rows] for rows in self.steps[index]]
+
+    def computed_tokens(self, batch: Sequence[Example]) -> int:
+        """The tokens of a micro-batch, with its padding where that is computed."""
+        if self.padded:
+            return len(batch) * padded_length(max(map(len, batch)))
+        return sum(map(len, batch))
 
     def due(self, cadence: Cadence, step: int) -> bool:
         """Whether something done at this cadence is done after ``step``."""

@@ -17,27 +17,32 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from weitiao.models import modules
+from weitiao.models.block import PADDING, takes_padding
 from weitiao.models.kernels import target_logps
 
 CHUNK_ROWS = 128  # positions in one piece at least: with fewer a product is slower
 CHUNK_ELEMENTS = 1 << 20  # logits of one piece, where the vocabulary is small: about what a core's cache holds
 
 
-def token_logps(model: nn.Module, ids: Tensor, attention: Tensor | None, mask: Tensor) -> Tensor:
+def token_logps(
+    model: nn.Module, ids: Tensor, attention: Tensor | None, mask: Tensor, lengths: Tensor | None = None
+) -> Tensor:
     """Log-probability of every trained token given what stands before it: float32 [N], row by row.
 
     ``ids`` [B, T]; ``attention`` [B, T] or None where every token may be seen by those behind it (right padding needs
-    none: a causal model never looks at what follows); ``mask`` [B, T], true at trained tokens. A row's first token is
-    never predicted, so it is not counted.
+    none: a causal model never looks at what follows); ``mask`` [B, T], true at trained tokens; ``lengths`` [B]: what
+    lies behind so many tokens of a row is padding, which then need not be computed. A row's first token is never
+    predicted, so it is not counted.
     """
-    hidden = hidden_states(model, ids, attention)[:, :-1]
+    hidden = hidden_states(model, ids, attention, lengths)[:, :-1]
     trained = mask[:, 1:]
     return head_logps(model, hidden[trained], ids[:, 1:][trained])
 
 
-def hidden_states(model: nn.Module, ids: Tensor, attention: Tensor | None) -> Tensor:
+def hidden_states(model: nn.Module, ids: Tensor, attention: Tensor | None, lengths: Tensor | None = None) -> Tensor:
     """The last layer's output [B, T, H]; virtual tokens that a method puts in front are cut off again."""
-    outputs = modules.backbone(model)(input_ids=ids, attention_mask=attention, use_cache=False)
+    options = {PADDING: ids.shape[1] - lengths} if lengths is not None and takes_padding(model) else {}
+    outputs = modules.backbone(model)(input_ids=ids, attention_mask=attention, use_cache=False, **options)
     return outputs.last_hidden_state[:, -ids.shape[1] :]
 
 

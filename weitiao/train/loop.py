@@ -28,7 +28,7 @@ from weitiao.runs import Run, command
 from weitiao.train import checkpoint, optim
 from weitiao.train.course import Course
 from weitiao.train.guard import Guard, json_number
-from weitiao.train.modes import engine, evaluating, machine_facts, seed_everything
+from weitiao.train.modes import engine, evaluating, machine_facts, padded, seed_everything
 from weitiao.train.options import TrainOptions
 from weitiao.train.paging import Paged
 from weitiao.train.stopping import Stop
@@ -74,7 +74,7 @@ def fit(
     written; RunError for a full disk or three steps in a row whose loss or gradient is not finite.
     """
     check(model, train)
-    course = Course(train, task, options)
+    course = Course(train, task, options, padded(model, options))
     state = Trainer(model, method, task, options, run, course, pad_id, progress)
     state.validation, state.evaluators = validation or (), evaluators or {}
     was_training = model.training
@@ -251,7 +251,7 @@ class Trainer:
         total, bound = torch.zeros((), dtype=torch.float64), self.course.micro_batch_tokens
         lengths = [len(example) for example in self.validation]
         with self.method.training(self.model):
-            for batches in plan_epoch(lengths, 64, bound, 0, 0):
+            for batches in plan_epoch(lengths, 64, bound, 0, 0, padded=self.course.padded):
                 for rows in batches:
                     if stop.asked:
                         return {}

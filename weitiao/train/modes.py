@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from weitiao.methods.base import computing
+from weitiao.methods.base import compute_dtype, computing
 from weitiao.models import kernels
-from weitiao.models.block import fused
+from weitiao.models.block import fused, packs
 from weitiao.models.quantized import codes_only
 from weitiao.train import checkpoint, memory
 from weitiao.train.dropout import quick
@@ -42,8 +42,7 @@ def engine(model: Any, options: TrainOptions, batch_tokens: int) -> Iterator[Non
     """How a micro-batch of so many tokens is computed in training: with quick dropout, known blocks in one piece, freed
     memory at hand, and activations computed twice where they would not fit."""
     again = memory.recomputes(options.memory, model, batch_tokens)
-    whole = options.engine == "auto" and kernels.compiled() is not None  # their twins in torch are slower than modules
-    with memory.kept(), quick(model), fused(model, whole):
+    with memory.kept(), quick(model), fused(model, whole(options)):
         if again:
             model.activation_checkpointing_enable({"use_reentrant": False})
         try:
@@ -51,6 +50,17 @@ def engine(model: Any, options: TrainOptions, batch_tokens: int) -> Iterator[Non
         finally:
             if again:
                 model.activation_checkpointing_disable()
+
+
+def whole(options: TrainOptions) -> bool:
+    """Whether known blocks run in one piece: without compiled kernels they would be slower than modules."""
+    return options.engine == "auto" and kernels.compiled() is not None
+
+
+def padded(model: Any, options: TrainOptions) -> bool:
+    """Whether padding is computed in training ``model``."""
+    on_cpu = next(model.parameters()).device.type == "cpu"
+    return not (on_cpu and whole(options) and packs(model, compute_dtype(model)))
 
 
 def seed_everything(seed: int) -> None:

@@ -11,26 +11,21 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from weitiao.data.batch import Example, collate, padded_length
+from weitiao.data.batch import Example, collate
 from weitiao.errors import RunError, t
 from weitiao.generate.engine import positions
 from weitiao.methods.base import Method, computing
 from weitiao.train import checkpoint
 from weitiao.train.course import Course
-from weitiao.train.modes import engine
+from weitiao.train.modes import engine, padded
 from weitiao.train.options import TrainOptions
 from weitiao.train.tasks import Task
 
 
 def worst(course: Course) -> list[Example]:
-    """The micro-batch of the first epoch with the most padded tokens."""
+    """The micro-batch of the first epoch with the most tokens that are computed."""
     batches = (batch for step in range(1, course.steps_per_epoch + 1) for batch in course.micro_batches(step))
-    return max(batches, key=padded_tokens)
-
-
-def padded_tokens(batch: Sequence[Example]) -> int:
-    """Rows times what the longest is padded to."""
-    return len(batch) * padded_length(max(len(example) for example in batch))
+    return max(batches, key=course.computed_tokens)
 
 
 def rehearse(
@@ -38,7 +33,8 @@ def rehearse(
 ) -> float:
     """Forward and backward of the worst micro-batch; returns its mean loss, and leaves no gradient and no random number
     used. RunError if memory does not suffice or the loss is not finite."""
-    course, state = Course(train, task, options), checkpoint.random_state()
+    course = Course(train, task, options, padded(model, options))
+    state = checkpoint.random_state()
     examples = worst(course)
     batch = collate(examples, pad_id, positions(model)).to(next(model.parameters()).device)
     training = model.training
@@ -53,7 +49,7 @@ def rehearse(
     except (MemoryError, RuntimeError) as error:
         if not _out_of_memory(error):
             raise
-        raise RunError(_too_large(examples, options)) from error
+        raise RunError(_too_large(examples, course.computed_tokens(examples))) from error
     finally:
         model.zero_grad(set_to_none=True)
         model.train(training)
@@ -68,9 +64,9 @@ def _out_of_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "not enough memory" in str(error)
 
 
-def _too_large(examples: Sequence[Example], options: TrainOptions) -> str:
+def _too_large(examples: Sequence[Example], tokens: int) -> str:
     longest = max(len(example) for example in examples)
-    smaller = max(longest, padded_tokens(examples) // 2)
+    smaller = max(longest, tokens // 2)
     message = (
         "not enough memory for the largest micro-batch, {rows} rows of up to {longest} tokens; take "
         "train.memory=low, train.micro_batch_tokens={smaller} or a smaller data.max_length"

@@ -85,7 +85,7 @@ def _logps(model: nn.Module, batch: Batch) -> Tensor:
     attention kernel is taken."""
     from weitiao.train.logps import token_logps
 
-    return token_logps(model, batch.ids, None, batch.mask)
+    return token_logps(model, batch.ids, None, batch.mask, batch.attention.sum(1))
 
 
 def _scores(model: nn.Module, batch: Batch) -> Tensor:

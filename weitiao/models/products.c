@@ -1,0 +1,256 @@
+/* Matrix products in bfloat16 with float32 sums, for processors that multiply pairs of it; included by kernels.c.
+ *
+ * One function computes a sum of products, so that a linear and its LoRA, or the three gradients that meet at one input,
+ * are one pass: nothing between them is rounded or written. Weights are taken as they lie in memory; 64 of their columns
+ * at a time are laid out as pairs, once for all rows.
+ */
+
+#define WIDE 64        /* columns of a panel: four registers of sums */
+#define HIGH 6         /* rows of a tile that is a panel wide: with its sums it fills the registers */
+#define ROWS 192       /* rows that stay in a core's cache while the panels pass */
+#define GROUP (2 << 20) /* bytes of panels that are laid out together */
+
+/* One of the products that are summed up: x [rows, depth] times the weight, [columns, depth] or, where it lies across,
+ * [depth, columns]. The numbers between one row and the next are the steps. */
+typedef struct {
+    const bf16 *x;
+    size x_step, depth;
+    const bf16 *weight;
+    size weight_step, across;
+} part;
+
+/* 16 x 16 numbers of 32 bits, turned about their diagonal. */
+INLINE void turn16(__m512i *line) {
+    __m512i two[16];
+    for (int i = 0; i < 16; i += 2) {
+        two[i] = _mm512_unpacklo_epi32(line[i], line[i + 1]);
+        two[i + 1] = _mm512_unpackhi_epi32(line[i], line[i + 1]);
+    }
+    for (int i = 0; i < 16; i += 4) {
+        line[i] = _mm512_unpacklo_epi64(two[i], two[i + 2]);
+        line[i + 1] = _mm512_unpackhi_epi64(two[i], two[i + 2]);
+        line[i + 2] = _mm512_unpacklo_epi64(two[i + 1], two[i + 3]);
+        line[i + 3] = _mm512_unpackhi_epi64(two[i + 1], two[i + 3]);
+    }
+    for (int i = 0; i < 4; i++) { /* line[4 g + i]: columns i, 4 + i, 8 + i, 12 + i of rows 4 g .. 4 g + 3 */
+        __m512i a = line[i], b = line[4 + i], c = line[8 + i], d = line[12 + i];
+        __m512i ab = _mm512_shuffle_i32x4(a, b, 0x88), cd = _mm512_shuffle_i32x4(c, d, 0x88);
+        __m512i AB = _mm512_shuffle_i32x4(a, b, 0xdd), CD = _mm512_shuffle_i32x4(c, d, 0xdd);
+        two[i] = _mm512_shuffle_i32x4(ab, cd, 0x88);
+        two[8 + i] = _mm512_shuffle_i32x4(ab, cd, 0xdd);
+        two[4 + i] = _mm512_shuffle_i32x4(AB, CD, 0x88);
+        two[12 + i] = _mm512_shuffle_i32x4(AB, CD, 0xdd);
+    }
+    for (int i = 0; i < 16; i++) line[i] = two[i];
+}
+
+/* Columns first .. first + WIDE of a part's weight as [depth / 2, WIDE] pairs along the sum; what lies behind the last
+ * column is zero. */
+static void lay(const part *one, size first, size columns, uint32_t *to) {
+    size held = columns - first < WIDE ? columns - first : WIDE, pairs = one->depth / 2;
+    if (one->across) {
+        for (size k = 0; k < pairs; k++) {
+            const bf16 *low = one->weight + 2 * k * one->weight_step + first, *high = low + one->weight_step;
+            uint32_t *line = to + k * WIDE;
+#pragma omp simd
+            for (size i = 0; i < held; i++) line[i] = (uint32_t)low[i] | (uint32_t)high[i] << 16;
+            for (size i = held; i < WIDE; i++) line[i] = 0;
+        }
+        return;
+    }
+    for (size start = 0; start < WIDE; start += 16) {
+        size k = 0;
+        if (start + 16 <= held)
+            for (; k + 16 <= pairs; k += 16) {
+                __m512i line[16];
+                for (int i = 0; i < 16; i++)
+                    line[i] = _mm512_loadu_si512(one->weight + (first + start + i) * one->weight_step + 2 * k);
+                turn16(line);
+                for (int i = 0; i < 16; i++) _mm512_storeu_si512(to + (k + i) * WIDE + start, line[i]);
+            }
+        for (; k < pairs; k++)
+            for (size i = start; i < start + 16; i++) {
+                uint32_t two = 0;
+                if (i < held) memcpy(&two, one->weight + (first + i) * one->weight_step + 2 * k, 4);
+                to[k * WIDE + i] = two;
+            }
+    }
+}
+
+/* out [high, 16 * wide] (+)= bias + the parts' products, from one panel; rows behind the last are computed and not
+ * kept. */
+INLINE void sum_tile(const int high, const int wide, const part *parts, size count, size row, size rows, size held,
+                     const uint32_t *panel, const float *bias, const bf16 *onto, bf16 *out, size step) {
+    __m512 sum[24][4];
+#pragma GCC unroll 4
+    for (int n = 0; n < wide; n++) {
+        __m512 first = bias ? _mm512_maskz_loadu_ps(lanes(held - 16 * n), bias + 16 * n) : _mm512_setzero_ps();
+#pragma GCC unroll 24
+        for (int m = 0; m < high; m++) sum[m][n] = first;
+    }
+    for (size one = 0; one < count; one++) {
+        const uint32_t *x[24];
+#pragma GCC unroll 24
+        for (int m = 0; m < high; m++) {
+            size line = row + m < rows ? row + m : rows - 1;
+            x[m] = (const uint32_t *)(parts[one].x + line * parts[one].x_step);
+        }
+        size pairs = parts[one].depth / 2;
+        for (size k = 0; k < pairs; k++, panel += WIDE) {
+            __m512bh right[4];
+#pragma GCC unroll 4
+            for (int n = 0; n < wide; n++) right[n] = (__m512bh)_mm512_load_si512(panel + 16 * n);
+#pragma GCC unroll 24
+            for (int m = 0; m < high; m++) {
+                __m512bh left = (__m512bh)_mm512_set1_epi32((int)x[m][k]);
+#pragma GCC unroll 4
+                for (int n = 0; n < wide; n++) sum[m][n] = _mm512_dpbf16_ps(sum[m][n], left, right[n]);
+            }
+        }
+    }
+#pragma GCC unroll 24
+    for (int m = 0; m < high; m++)
+#pragma GCC unroll 4
+        for (int n = 0; n < wide; n++) {
+            if (row + m >= rows) continue;
+            bf16 *to = out + (row + m) * step + 16 * n;
+            __mmask16 kept = lanes(held - 16 * n);
+            __m512 value = sum[m][n];
+            if (onto) {
+                __m512i past = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(kept, onto + (to - out)));
+                value = _mm512_add_ps(value, _mm512_castsi512_ps(_mm512_slli_epi32(past, 16)));
+            }
+            _mm256_mask_storeu_epi16(to, kept, (__m256i)_mm512_cvtneps_pbh(value));
+        }
+}
+
+#define TILES(high, wide)                                                                                              \
+    for (size row = from; row < to; row += high)                                                                       \
+        sum_tile(high, wide, parts, count, row, to, held, panel, bias, onto, out, step)
+
+/* Rows from .. to of one panel. */
+static void sum_rows(const part *parts, size count, size from, size to, size held, const uint32_t *panel,
+                     const float *bias, const bf16 *onto, bf16 *out, size step) {
+    if (held > 48) {
+        TILES(HIGH, 4);
+    } else if (held > 32) {
+        TILES(8, 3);
+    } else if (held > 16) {
+        TILES(12, 2);
+    } else {
+        TILES(24, 1);
+    }
+}
+
+/* out [rows, columns] = bias + onto + the sum of the parts' products; bias and onto, whose rows lie as those of out, may
+ * be missing, and depths are even. Returns 0, or 1 for want of memory. */
+int products(const part *parts, size count, const float *bias, const bf16 *onto, bf16 *out, size step, size rows,
+             size columns) {
+    size pairs = 0, panels = UP(columns, WIDE) / WIDE;
+    for (size one = 0; one < count; one++) pairs += parts[one].depth / 2;
+    size bytes = 4 * pairs * WIDE, together = bytes * panels <= GROUP ? panels : GROUP / bytes ? GROUP / bytes : 1;
+    uint32_t *packed = scratch(bytes * together);
+    if (!packed) return 1;
+#pragma omp parallel
+    {
+        size threads = omp_get_num_threads(), blocks = threads * (UP(rows, threads * ROWS) / (threads * ROWS));
+        for (size first = 0; first < panels; first += together) {
+            size last = first + together < panels ? first + together : panels;
+#pragma omp for schedule(static)
+            for (size panel = first; panel < last; panel++) {
+                uint32_t *to = packed + (panel - first) * pairs * WIDE;
+                for (size one = 0; one < count; one++) {
+                    lay(parts + one, panel * WIDE, columns, to);
+                    to += parts[one].depth / 2 * WIDE;
+                }
+            }
+#pragma omp for schedule(dynamic)
+            for (size block = 0; block < blocks; block++) {
+                size from = UP(rows * block / blocks, HIGH), to = UP(rows * (block + 1) / blocks, HIGH);
+                if (to > rows || block == blocks - 1) to = rows;
+                for (size panel = first; panel < last; panel++) {
+                    size at = panel * WIDE;
+                    sum_rows(parts, count, from, to, columns - at < WIDE ? columns - at : WIDE,
+                             packed + (panel - first) * pairs * WIDE, bias ? bias + at : 0, onto ? onto + at : 0, out + at,
+                             step);
+                }
+            }
+        }
+    }
+    return 0;
+}
+
+#define LINES 32 /* pairs of rows that stay in a core's cache while their columns pass */
+
+/* sum[m][n] += the products of eight narrow columns with 32 of y, over pairs of rows; odd: the last has no second. */
+INLINE void outer_tile(const uint32_t *x, size x_step, const bf16 *y, size y_step, __mmask32 kept, size pairs, int odd,
+                       float *sums, size step) {
+    static const uint16_t woven[64] = {
+        0,  32, 1,  33, 2,  34, 3,  35, 4,  36, 5,  37, 6,  38, 7,  39, 8,  40, 9,  41, 10, 42,
+        11, 43, 12, 44, 13, 45, 14, 46, 15, 47, 16, 48, 17, 49, 18, 50, 19, 51, 20, 52, 21, 53,
+        22, 54, 23, 55, 24, 56, 25, 57, 26, 58, 27, 59, 28, 60, 29, 61, 30, 62, 31, 63};
+    __m512i near = _mm512_loadu_si512(woven), far = _mm512_loadu_si512(woven + 32);
+    __m512 sum[8][2];
+#pragma GCC unroll 8
+    for (int m = 0; m < 8; m++)
+        for (int n = 0; n < 2; n++) sum[m][n] = _mm512_loadu_ps(sums + m * step + 16 * n);
+    for (size k = 0; k < pairs; k++) {
+        const bf16 *line = y + 2 * k * y_step, *later = line + 2 * LINES * y_step;
+        __builtin_prefetch(later); /* such strides are no pattern that the processor sees by itself */
+        __builtin_prefetch(later + y_step);
+        __m512i low = _mm512_maskz_loadu_epi16(kept, line);
+        __m512i up = _mm512_maskz_loadu_epi16(odd && k == pairs - 1 ? 0 : kept, line + y_step);
+        __m512bh one = (__m512bh)_mm512_permutex2var_epi16(low, near, up);
+        __m512bh two = (__m512bh)_mm512_permutex2var_epi16(low, far, up);
+#pragma GCC unroll 8
+        for (int m = 0; m < 8; m++) {
+            __m512bh left = (__m512bh)_mm512_set1_epi32((int)x[k * x_step + m]);
+            sum[m][0] = _mm512_dpbf16_ps(sum[m][0], left, one);
+            sum[m][1] = _mm512_dpbf16_ps(sum[m][1], left, two);
+        }
+    }
+#pragma GCC unroll 8
+    for (int m = 0; m < 8; m++)
+        for (int n = 0; n < 2; n++) _mm512_storeu_ps(sums + m * step + 16 * n, sum[m][n]);
+}
+
+/* out[i * out_x + j * out_y] = scale * the sum over rows of x[row, i] y[row, j]: a gradient at a LoRA's matrix, the one
+ * or the other way round. The width of x is its rank, that of y the linear's. Returns 0, or 1 for want of memory. */
+int outer(const bf16 *x, size x_step, size x_width, const bf16 *y, size y_step, size y_width, float *out, size out_x,
+          size out_y, float scale, size rows) {
+    size pairs = UP(rows, 2) / 2, high = UP(x_width, 8), panels = UP(y_width, 32) / 32, step = 32 * panels;
+    uint32_t *laced = scratch(4 * (pairs * high + high * step));
+    if (!laced) return 1;
+    float *sums = (float *)(laced + pairs * high);
+#pragma omp parallel
+    {
+#pragma omp for schedule(static)
+        for (size k = 0; k < pairs; k++)
+            for (size i = 0; i < high; i++) {
+                uint32_t low = i < x_width ? x[2 * k * x_step + i] : 0;
+                uint32_t up = i < x_width && 2 * k + 1 < rows ? x[(2 * k + 1) * x_step + i] : 0;
+                laced[k * high + i] = low | up << 16;
+            }
+        size own = omp_get_thread_num(), threads = omp_get_num_threads();
+        size first = panels * own / threads * 32, last = panels * (own + 1) / threads * 32;
+        for (size i = 0; i < high; i++) memset(sums + i * step + first, 0, (last - first) * sizeof(float));
+        for (size k = 0; k < pairs; k += LINES) {
+            size count = pairs - k < LINES ? pairs - k : LINES;
+            int odd = k + count == pairs && rows % 2;
+            for (size j = first; j < last; j += 32) {
+                __mmask32 kept = y_width - j >= 32 ? 0xffffffffu : (1u << (y_width - j)) - 1;
+                for (size i = 0; i < high; i += 8)
+                    outer_tile(laced + k * high + i, high, y + 2 * k * y_step + j, y_step, kept, count, odd,
+                               sums + i * step + j, step);
+            }
+        }
+        last = last < y_width ? last : y_width;
+        if (out_y == 1)
+            for (size i = 0; i < x_width; i++)
+                for (size j = first; j < last; j++) out[i * out_x + j] = scale * sums[i * step + j];
+        else
+            for (size j = first; j < last; j++)
+                for (size i = 0; i < x_width; i++) out[i * out_x + j * out_y] = scale * sums[i * step + j];
+    }
+    return 0;
+}
