@@ -224,7 +224,8 @@ def apart(found: torch.Tensor, exact: torch.Tensor) -> float:
 def test_products_are_summed_up_in_float32(times):
     rows, columns, *depths = (random.randint(1, 500) for _ in range(5))
     parts, exact = [], torch.zeros(rows, columns)
-    for depth in (depths[0] // 2 * 2 + 2, depths[1] // 2 * 2 + 2, 8):
+    deep = 8192 + depths[2] // 2 * 2  # summed up in slices
+    for depth in (depths[0] // 2 * 2 + 2, deep if times % 2 else depths[1] // 2 * 2 + 2, 8):
         across = random.random() < 0.5
         held = torch.randn(rows, depth + 6).bfloat16()[:, 2 : 2 + depth]
         weight = torch.randn((depth, columns) if across else (columns, depth)).bfloat16()

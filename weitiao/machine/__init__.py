@@ -21,7 +21,7 @@ from weitiao.machine.hardware import (
     why_no_gpu,
 )
 from weitiao.machine.packages import Clash, clashes, versions
-from weitiao.machine.speed import DTYPES, bandwidth, best_dtype, gemm_gflops
+from weitiao.machine.speed import DTYPES, bandwidth, best_dtype, gemm_gflops, measured_gemm
 
 __all__ = [
     "DTYPES",
@@ -38,6 +38,7 @@ __all__ = [
     "disk",
     "environment",
     "gemm_gflops",
+    "measured_gemm",
     "gpus",
     "in_memory",
     "memory",

@@ -92,16 +92,20 @@ def measure(seconds: float = MEASURE_SECONDS) -> dict[str, float]:
     """Measure matrix products of each dtype (10^9 operations a second) and bandwidth (bytes a second)."""
     import torch
 
-    rows, width = 256, 1024  # a micro-batch of tokens through a layer of a small model
-    speeds = {}
-    for name in DTYPES:
-        dtype = getattr(torch, name)
-        left, right = torch.ones(rows, width, dtype=dtype), torch.ones(width, width, dtype=dtype)
-        speeds[name] = 2 * rows * width * width / _seconds_each(lambda a=left, b=right: a @ b.T, seconds) / 1e9
+    speeds = {name: measured_gemm(name, seconds) for name in DTYPES}
     source = torch.ones(16 * 2**20)  # 64 MiB, beyond most caches
     target = torch.empty_like(source)
     speeds["bandwidth"] = 2 * source.nbytes / _seconds_each(lambda: target.copy_(source), seconds)
     return speeds
+
+
+def measured_gemm(dtype: str, seconds: float = MEASURE_SECONDS) -> float:
+    """10^9 operations a second of torch's matrix products in ``dtype``, at this moment."""
+    import torch
+
+    rows, width = 256, 1024  # a micro-batch of tokens through a layer of a small model
+    left, right = (torch.ones(size, width, dtype=getattr(torch, dtype)) for size in (rows, width))
+    return 2 * rows * width * width / _seconds_each(lambda: left @ right.T, seconds) / 1e9
 
 
 def _seconds_each(work: Callable[[], object], seconds: float) -> float:

@@ -37,6 +37,7 @@ if platform.machine() in ("x86_64", "AMD64"):
     FLAGS += ["-mprefer-vector-width=512"]  # compilers shy away from what older processors slowed down for
 SECONDS = 120  # after which a compiler is given up
 NAMES = {torch.bfloat16: "bf16", torch.float32: "float"}
+KINDS = {int: ctypes.c_int64, bool: ctypes.c_int64, float: ctypes.c_float}  # what else is passed is a pointer
 LEVELS, LOWEST = 1 << 16, -(1 << 63)  # of the sixteen bits that decide a place; of the 64 that are drawn at once
 PARTS = 16  # of the rows, each of which sums up a gradient of its own: as many whatever the number of threads
 
@@ -97,17 +98,15 @@ def _processor() -> str:
 
 def _call(name: str, first: Tensor, stream: Tensor, *arguments: Any) -> None:
     """The compiled function for the dtypes of ``first`` (E) and ``stream`` (R); tensors go as pointers."""
-    function = getattr(compiled(), f"{name}_{NAMES[first.dtype]}_{NAMES[stream.dtype]}")
-    function(*(_passed(argument) for argument in arguments))
+    _run(f"{name}_{NAMES[first.dtype]}_{NAMES[stream.dtype]}", *arguments)
 
 
-def _passed(argument: Any) -> Any:
-    if isinstance(argument, Tensor):
-        assert argument.device.type == "cpu"
-        return ctypes.c_void_p(argument.data_ptr())
-    if isinstance(argument, float):
-        return ctypes.c_float(argument)
-    return None if argument is None else ctypes.c_int64(argument)
+def _run(name: str, *arguments: Any) -> int:
+    """The compiled function of that name; tensors, and None in the place of one, go as pointers."""
+    function = getattr(compiled(), name)
+    if function.argtypes is None:
+        function.argtypes = [KINDS.get(type(argument), ctypes.c_void_p) for argument in arguments]
+    return function(*[argument.data_ptr() if isinstance(argument, Tensor) else argument for argument in arguments])
 
 
 def serves(products: torch.dtype, stream: torch.dtype) -> bool:
@@ -269,7 +268,7 @@ def _attended(name: str, *tensors: Tensor, key: Tensor) -> bool:
     assert all(tensor.is_contiguous() for tensor in tensors)
     *_, starts = tensors
     numbers = (len(starts) - 1, len(key), tensors[0].numel() // key.numel(), key.shape[-1])
-    if getattr(compiled(), name)(*(_passed(argument) for argument in (*tensors, *numbers))):
+    if _run(name, *tensors, *numbers):
         raise MemoryError(f"{name}: {list(key.shape)}")
     return True
 
@@ -350,7 +349,7 @@ def products(
         numbers += (x.data_ptr(), x.stride(0), x.shape[1], weight.data_ptr(), weight.stride(0), across)
     assert onto is None or (onto.dtype == out.dtype and onto.stride() == out.stride())
     described = (ctypes.c_int64 * len(numbers))(*numbers)
-    if compiled().products(described, *map(_passed, (len(parts), bias, onto, out, out.stride(0), *shape))):
+    if _run("products", described, len(parts), bias, onto, out, out.stride(0), *shape):
         raise MemoryError(f"products: {list(shape)}")
     return out
 
@@ -363,7 +362,6 @@ def outer(x: Tensor, y: Tensor, scale: float = 1.0, turned: bool = False) -> Ten
     rank, width = x.shape[1], y.shape[1]
     out = torch.empty((width, rank) if turned else (rank, width), dtype=torch.float32)
     steps = (1, rank) if turned else (width, 1)
-    numbers = (x, x.stride(0), rank, y, y.stride(0), width, out, *steps, scale, len(x))
-    if compiled().outer(*map(_passed, numbers)):
+    if _run("outer", x, x.stride(0), rank, y, y.stride(0), width, out, *steps, scale, len(x)):
         raise MemoryError(f"outer: {list(out.shape)}")
     return out

@@ -5,9 +5,10 @@
  * at a time are laid out as pairs, once for all rows.
  */
 
-#define WIDE 64        /* columns of a panel: four registers of sums */
-#define HIGH 6         /* rows of a tile that is a panel wide: with its sums it fills the registers */
-#define ROWS 192       /* rows that stay in a core's cache while the panels pass */
+#define WIDE 64         /* columns of a panel: four registers of sums */
+#define ROWS 192        /* rows that stay in a core's cache while the panels pass */
+#define DEEP 4096       /* pairs along a sum: longer ones are made in slices */
+#define SLICE 1024      /* pairs of a slice */
 #define GROUP (2 << 20) /* bytes of panels that are laid out together */
 
 /* One of the products that are summed up: x [rows, depth] times the weight, [columns, depth] or, where it lies across,
@@ -77,22 +78,39 @@ static void lay(const part *one, size first, size columns, uint32_t *to) {
     }
 }
 
-/* out [high, 16 * wide] (+)= bias + the parts' products, from one panel; rows behind the last are computed and not
- * kept. */
-INLINE void sum_tile(const int high, const int wide, const part *parts, size count, size row, size rows, size held,
-                     const uint32_t *panel, const float *bias, const bf16 *onto, bf16 *out, size step) {
+/* What the products of one call go to. sums: where they are gathered, rows as in out without gaps, if they are so long
+ * that they are made slice by slice. */
+typedef struct {
+    const float *bias;
+    const bf16 *onto;
+    bf16 *out;
+    size step, rows, columns;
+    float *sums;
+} target;
+
+/* [high, 16 * wide] sums of the parts' products from one panel, which begins at column; rows from until on are computed
+ * and not kept. */
+INLINE void sum_tile(const int high, const int wide, const part *parts, size count, const uint32_t *panel,
+                     const target *to, size row, size until, size column, int begins, int ends) {
     __m512 sum[24][4];
+    __mmask16 kept[4];
 #pragma GCC unroll 4
     for (int n = 0; n < wide; n++) {
-        __m512 first = bias ? _mm512_maskz_loadu_ps(lanes(held - 16 * n), bias + 16 * n) : _mm512_setzero_ps();
+        kept[n] = lanes(to->columns - column - 16 * n);
+        __m512 first = _mm512_setzero_ps();
+        if (begins && to->bias) first = _mm512_maskz_loadu_ps(kept[n], to->bias + column + 16 * n);
 #pragma GCC unroll 24
-        for (int m = 0; m < high; m++) sum[m][n] = first;
+        for (int m = 0; m < high; m++) {
+            sum[m][n] = first;
+            if (!begins && row + m < until)
+                sum[m][n] = _mm512_maskz_loadu_ps(kept[n], to->sums + (row + m) * to->columns + column + 16 * n);
+        }
     }
     for (size one = 0; one < count; one++) {
         const uint32_t *x[24];
 #pragma GCC unroll 24
         for (int m = 0; m < high; m++) {
-            size line = row + m < rows ? row + m : rows - 1;
+            size line = row + m < until ? row + m : until - 1;
             x[m] = (const uint32_t *)(parts[one].x + line * parts[one].x_step);
         }
         size pairs = parts[one].depth / 2;
@@ -112,33 +130,66 @@ INLINE void sum_tile(const int high, const int wide, const part *parts, size cou
     for (int m = 0; m < high; m++)
 #pragma GCC unroll 4
         for (int n = 0; n < wide; n++) {
-            if (row + m >= rows) continue;
-            bf16 *to = out + (row + m) * step + 16 * n;
-            __mmask16 kept = lanes(held - 16 * n);
+            if (row + m >= until) continue;
+            size place = (row + m) * to->step + column + 16 * n;
             __m512 value = sum[m][n];
-            if (onto) {
-                __m512i past = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(kept, onto + (to - out)));
+            if (!ends) {
+                _mm512_mask_storeu_ps(to->sums + (row + m) * to->columns + column + 16 * n, kept[n], value);
+                continue;
+            }
+            if (to->onto) {
+                __m512i past = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(kept[n], to->onto + place));
                 value = _mm512_add_ps(value, _mm512_castsi512_ps(_mm512_slli_epi32(past, 16)));
             }
-            _mm256_mask_storeu_epi16(to, kept, (__m256i)_mm512_cvtneps_pbh(value));
+            _mm256_mask_storeu_epi16(to->out + place, kept[n], (__m256i)_mm512_cvtneps_pbh(value));
         }
 }
 
 #define TILES(high, wide)                                                                                              \
-    for (size row = from; row < to; row += high)                                                                       \
-        sum_tile(high, wide, parts, count, row, to, held, panel, bias, onto, out, step)
+    for (size row = from; row < until; row += high)                                                                    \
+        sum_tile(high, wide, parts, count, panel, to, row, until, column, begins, ends)
 
-/* Rows from .. to of one panel. */
-static void sum_rows(const part *parts, size count, size from, size to, size held, const uint32_t *panel,
-                     const float *bias, const bf16 *onto, bf16 *out, size step) {
-    if (held > 48) {
-        TILES(HIGH, 4);
-    } else if (held > 32) {
+/* Rows from .. until of one panel. */
+static void sum_rows(const part *parts, size count, const uint32_t *panel, const target *to, size from, size until,
+                     size column, int begins, int ends) {
+    size left = to->columns - column;
+    if (left > 48) {
+        TILES(6, 4);
+    } else if (left > 32) {
         TILES(8, 3);
-    } else if (held > 16) {
+    } else if (left > 16) {
         TILES(12, 2);
     } else {
         TILES(24, 1);
+    }
+}
+
+/* The products of one slice of the parts, all of it laid out in memory for packed panels, together at a time. */
+static void slice(const part *parts, size count, uint32_t *packed, size together, const target *to, int begins,
+                  int ends) {
+    size pairs = 0, panels = UP(to->columns, WIDE) / WIDE;
+    for (size one = 0; one < count; one++) pairs += parts[one].depth / 2;
+#pragma omp parallel
+    {
+        size high = to->columns > 48 ? 6 : 24, tiles = UP(to->rows, high) / high, threads = omp_get_num_threads();
+        size blocks = threads * (UP(to->rows, threads * ROWS) / (threads * ROWS));
+        for (size first = 0; first < panels; first += together) {
+            size last = first + together < panels ? first + together : panels;
+#pragma omp for schedule(static)
+            for (size panel = first; panel < last; panel++) {
+                uint32_t *line = packed + (panel - first) * pairs * WIDE;
+                for (size one = 0; one < count; line += parts[one++].depth / 2 * WIDE)
+                    lay(parts + one, panel * WIDE, to->columns, line);
+            }
+#pragma omp for schedule(dynamic)
+            for (size block = 0; block < blocks; block++) {
+                size from = tiles * block / blocks * high, until = tiles * (block + 1) / blocks * high;
+                if (until > to->rows) until = to->rows;
+                for (size panel = first; panel < last; panel++)
+                    sum_rows(parts, count, packed + (panel - first) * pairs * WIDE, to, from, until, panel * WIDE,
+                             begins, ends);
+            }
+        }
     }
 }
 
@@ -146,37 +197,30 @@ static void sum_rows(const part *parts, size count, size from, size to, size hel
  * be missing, and depths are even. Returns 0, or 1 for want of memory. */
 int products(const part *parts, size count, const float *bias, const bf16 *onto, bf16 *out, size step, size rows,
              size columns) {
-    size pairs = 0, panels = UP(columns, WIDE) / WIDE;
-    for (size one = 0; one < count; one++) pairs += parts[one].depth / 2;
-    size bytes = 4 * pairs * WIDE, together = bytes * panels <= GROUP ? panels : GROUP / bytes ? GROUP / bytes : 1;
-    uint32_t *packed = scratch(bytes * together);
-    if (!packed) return 1;
-#pragma omp parallel
-    {
-        size threads = omp_get_num_threads(), blocks = threads * (UP(rows, threads * ROWS) / (threads * ROWS));
-        for (size first = 0; first < panels; first += together) {
-            size last = first + together < panels ? first + together : panels;
-#pragma omp for schedule(static)
-            for (size panel = first; panel < last; panel++) {
-                uint32_t *to = packed + (panel - first) * pairs * WIDE;
-                for (size one = 0; one < count; one++) {
-                    lay(parts + one, panel * WIDE, columns, to);
-                    to += parts[one].depth / 2 * WIDE;
-                }
-            }
-#pragma omp for schedule(dynamic)
-            for (size block = 0; block < blocks; block++) {
-                size from = UP(rows * block / blocks, HIGH), to = UP(rows * (block + 1) / blocks, HIGH);
-                if (to > rows || block == blocks - 1) to = rows;
-                for (size panel = first; panel < last; panel++) {
-                    size at = panel * WIDE;
-                    sum_rows(parts, count, from, to, columns - at < WIDE ? columns - at : WIDE,
-                             packed + (panel - first) * pairs * WIDE, bias ? bias + at : 0, onto ? onto + at : 0, out + at,
-                             step);
-                }
-            }
-        }
+    size pairs = 0, panels = UP(columns, WIDE) / WIDE, deepest = 0;
+    for (size one = 0; one < count; one++) {
+        pairs += parts[one].depth / 2;
+        deepest = parts[one].depth / 2 > deepest ? parts[one].depth / 2 : deepest;
     }
+    int whole = deepest <= DEEP;
+    size most = whole ? pairs : SLICE, bytes = 4 * most * WIDE;
+    size together = bytes * panels <= GROUP ? panels : GROUP / bytes ? GROUP / bytes : 1;
+    uint32_t *packed = scratch(bytes * together + (whole ? 0 : 4 * rows * columns));
+    if (!packed) return 1;
+    target to = {bias, onto, out, step, rows, columns, (float *)(packed + most * WIDE * together)};
+    if (whole) {
+        slice(parts, count, packed, together, &to, 1, 1);
+        return 0;
+    }
+    for (size one = 0; one < count; one++)
+        for (size from = 0; from < parts[one].depth / 2; from += SLICE) {
+            part piece = parts[one];
+            size left = piece.depth / 2 - from;
+            piece.x += 2 * from;
+            piece.weight += 2 * from * (piece.across ? piece.weight_step : 1);
+            piece.depth = 2 * (left < SLICE ? left : SLICE);
+            slice(&piece, 1, packed, together, &to, one == 0 && from == 0, one == count - 1 && left <= SLICE);
+        }
     return 0;
 }
 

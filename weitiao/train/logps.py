@@ -18,10 +18,10 @@ from torch.utils.checkpoint import checkpoint
 
 from weitiao.models import modules
 from weitiao.models.block import PADDING, takes_padding
-from weitiao.models.kernels import target_logps
+from weitiao.models.kernels import multiplies, products, target_logps
 
 CHUNK_ROWS = 128  # positions in one piece at least: with fewer a product is slower
-CHUNK_ELEMENTS = 1 << 20  # logits of one piece, where the vocabulary is small: about what a core's cache holds
+CHUNK_ELEMENTS = 1 << 25  # logits of one piece otherwise
 
 
 def token_logps(
@@ -112,15 +112,18 @@ class _LinearLogps(torch.autograd.Function):
 
 def _pieces(hidden: Tensor, targets: Tensor, vocabulary: int):
     """(slice, hidden rows, target rows) of one piece after another."""
-    step = chunk_rows(vocabulary)
-    for start in range(0, len(targets), step):
-        rows = slice(start, start + step)
+    count = -(-len(targets) // chunk_rows(vocabulary))
+    for piece in range(count):
+        rows = slice(len(targets) * piece // count, len(targets) * (piece + 1) // count)
         yield rows, hidden[rows], targets[rows]
 
 
 def _product(left: Tensor, right: Tensor) -> Tensor:
     """In the dtype of both, whatever autocast says."""
     with torch.autocast(left.device.type, enabled=False):
+        if left.device.type == "cpu" and multiplies(left.dtype) and left.stride(1) == 1:
+            across = right.stride(1) == 1
+            return products([(left, right if across else right.t(), across)])
         return left @ right
 
 

@@ -150,6 +150,7 @@ class Trainer:
         self.validation: Sequence[Example] = ()
         self.evaluators: Mapping[str, Evaluator] = {}
         self.parameters = trainable(model)
+        self.positions = positions(model)
         self.device = next(model.parameters()).device
         self.optimizer = optim.build(
             options.optimizer,
@@ -214,7 +215,7 @@ class Trainer:
 
     def loss(self, examples: Sequence[Example]) -> torch.Tensor:
         """The task's summed loss over one micro-batch."""
-        batch = collate(examples, self.pad_id, positions(self.model)).to(self.device)
+        batch = collate(examples, self.pad_id, self.positions).to(self.device)
         with computing(self.model):
             return self.task.total(self.model, batch)
 
