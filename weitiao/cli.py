@@ -8,6 +8,7 @@ goes to stdout, words to stderr; exit 0 done, 1 the work failed, 2 bad usage or 
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import warnings
@@ -16,6 +17,8 @@ from importlib import import_module
 from typing import Any, NamedTuple
 
 from weitiao.errors import InputError, WeitiaoError, t
+
+GARBAGE = 100_000, 20, 20  # new objects between searches for cycles: at Python's 700 they take a second of the imports
 
 
 class Verb(NamedTuple):
@@ -80,6 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
+    gc.set_threshold(*GARBAGE)
     if not debug:
         warnings.simplefilter("ignore")  # libraries' notes to their own callers
     try:

@@ -1,41 +1,58 @@
 /* Causal attention in bfloat16, for processors that multiply pairs of it; included by kernels.c. */
 
-#define TILE 4    /* rows of a tile, which is 16, 32, 48 or 64 numbers wide: it stays in registers */
+#define TILE 4     /* what rows of a product are a multiple of */
 #define QUERIES 48 /* query rows that pass through all products together */
 
-/* c [TILE, 16 * wide] (+)= a b, where a(m, k) at a[m * am + k * ak] is two neighbours along the sum, and so is
- * b(k, n) at b[k * bk + n]. */
-INLINE void tile(const int wide, const uint32_t *a, size am, size ak, const uint32_t *b, size bk, float *c, size cm,
-                 size pairs, int add) {
-    __m512 sum[TILE][4];
-    for (int m = 0; m < TILE; m++)
+/* c [high, 16 * wide] (+)= a b, where a(m, k) at a[m * am + k * ak] is two neighbours along the sum, and so is b(k, n)
+ * at b[k * bk + n]. */
+INLINE void tile(const int high, const int wide, const uint32_t *a, size am, size ak, const uint32_t *b, size bk,
+                 float *c, size cm, size pairs, int add) {
+    __m512 sum[6][4];
+#pragma GCC unroll 6
+    for (int m = 0; m < high; m++)
+#pragma GCC unroll 4
         for (int n = 0; n < wide; n++) sum[m][n] = add ? _mm512_loadu_ps(c + m * cm + 16 * n) : _mm512_setzero_ps();
     for (size k = 0; k < pairs; k++) {
         __m512bh right[4];
+#pragma GCC unroll 4
         for (int n = 0; n < wide; n++) right[n] = (__m512bh)_mm512_loadu_si512(b + k * bk + 16 * n);
-        for (int m = 0; m < TILE; m++) {
+#pragma GCC unroll 6
+        for (int m = 0; m < high; m++) {
             __m512bh left = (__m512bh)_mm512_set1_epi32((int)a[m * am + k * ak]);
+#pragma GCC unroll 4
             for (int n = 0; n < wide; n++) sum[m][n] = _mm512_dpbf16_ps(sum[m][n], left, right[n]);
         }
     }
-    for (int m = 0; m < TILE; m++)
+#pragma GCC unroll 6
+    for (int m = 0; m < high; m++)
+#pragma GCC unroll 4
         for (int n = 0; n < wide; n++) _mm512_storeu_ps(c + m * cm + 16 * n, sum[m][n]);
 }
 
-/* The same for [rows, columns], multiples of TILE and 16. */
+#define TILED(high)                                                                                                    \
+    switch (columns - n) {                                                                                             \
+    case 16: tile(high, 1, left, am, ak, right, bk, to, cm, pairs, add); break;                                        \
+    case 32: tile(high, 2, left, am, ak, right, bk, to, cm, pairs, add); break;                                        \
+    case 48: tile(high, 3, left, am, ak, right, bk, to, cm, pairs, add); break;                                        \
+    default: tile(high, 4, left, am, ak, right, bk, to, cm, pairs, add);                                               \
+    }
+
+/* The same for [rows, columns], multiples of TILE and 16; the sums of six rows fill the registers. */
 static void product(size rows, size columns, const uint32_t *a, size am, size ak, const uint32_t *b, size bk, float *c,
                     size cm, size pairs, int add) {
-    for (size n = 0; n < columns; n += 64)
-        for (size m = 0; m < rows; m += TILE) {
-            const uint32_t *left = a + m * am, *right = b + n;
-            float *to = c + m * cm + n;
-            switch (columns - n) {
-            case 16: tile(1, left, am, ak, right, bk, to, cm, pairs, add); break;
-            case 32: tile(2, left, am, ak, right, bk, to, cm, pairs, add); break;
-            case 48: tile(3, left, am, ak, right, bk, to, cm, pairs, add); break;
-            default: tile(4, left, am, ak, right, bk, to, cm, pairs, add);
+    for (size n = 0; n < columns; n += 64) {
+        const uint32_t *right = b + n, *left = a;
+        float *to = c + n;
+        for (size m = 0; m < rows; m += 6, left += 6 * am, to += 6 * cm) {
+            if (rows - m >= 6) {
+                TILED(6);
+            } else if (rows - m == 4) {
+                TILED(4);
+            } else {
+                TILED(2);
             }
         }
+    }
 }
 
 /* [rows, width] numbers to [width / 2, apart] pairs of neighbours in a row; columns behind rows become zero. */

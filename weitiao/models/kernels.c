@@ -207,19 +207,18 @@ void NAME(gated_backward)(const E *gradient, const E *gate, const E *up, E *gate
 #pragma omp parallel for schedule(static)
     for (size start = 0; start < count; start += BLOCK) {
         size end = start + BLOCK < count ? start + BLOCK : count;
-        if (out) {
-#pragma omp simd
-            for (size i = start; i < end; i++) {
-                float x = GET_E(gate[i]);
-                out[i] = PUT_E(x / (1.0f + power_of_e(-x)) * GET_E(up[i]));
-            }
-        }
+        float shares[BLOCK];
 #pragma omp simd
         for (size i = start; i < end; i++) {
             float x = GET_E(gate[i]), u = GET_E(up[i]), g = GET_E(gradient[i]);
             float share = 1.0f / (1.0f + power_of_e(-x));
+            shares[i - start] = share;
             gate_gradient[i] = PUT_E(g * u * share * (1.0f + x * (1.0f - share)));
             up_gradient[i] = PUT_E(g * x * share);
+        }
+        if (out) {
+#pragma omp simd
+            for (size i = start; i < end; i++) out[i] = PUT_E(GET_E(gate[i]) * shares[i - start] * GET_E(up[i]));
         }
     }
 }

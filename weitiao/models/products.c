@@ -6,7 +6,7 @@
  */
 
 #define WIDE 64         /* columns of a panel: four registers of sums */
-#define ROWS 192        /* rows that stay in a core's cache while the panels pass */
+#define ROWS 48          /* rows that pass by all panels together: few, so that no thread waits long for another */
 #define DEEP 4096       /* pairs along a sum: longer ones are made in slices */
 #define SLICE 1024      /* pairs of a slice */
 #define GROUP (2 << 20) /* bytes of panels that are laid out together */
