@@ -97,7 +97,7 @@ class _Fused(torch.autograd.Function):
             x, starts, inverse, cosine, sine, query, key, value, seen, middle, second, gate, up,
             *before.values(), *inverses.values(), *run.small.values(), *run.casts.values(),
         )  # fmt: skip
-        ctx.block, ctx.dtype, ctx.heads, ctx.seeds = block, dtype, heads, run.seeds
+        ctx.block, ctx.dtype, ctx.heads, ctx.groups, ctx.seeds = block, dtype, heads, run.groups, run.seeds
         ctx.names = [*before], [*before], [*run.small], [*run.casts]
         return out
 
@@ -108,7 +108,7 @@ class _Fused(torch.autograd.Function):
         block, heads, shape = ctx.block, ctx.heads, (1, len(x))
         kept = iter(rest)
         before, inverses, small, casts = ({name: next(kept) for name in names} for names in ctx.names)
-        run = _Backward(block, ctx.dtype, small, casts, ctx.seeds)
+        run = _Backward(block, ctx.dtype, ctx.groups, small, casts, ctx.seeds)
         gradient = gradients[0].contiguous()
         narrow = gradient.to(ctx.dtype)
 
@@ -148,19 +148,40 @@ def _weight(part: Linear, name: str, casts: dict[str, Tensor], dtype: torch.dtyp
     return casts.get(name, part.weight.detach())
 
 
-def _together(block: Block, names: Sequence[str]) -> list[list[str]]:
-    """Those of ``names``, linears of one input, that have a LoRA, in groups whose LoRAs read the same numbers."""
-    adapted = [name for name in names if block.linears[name].a is not None]
-    alike = len({block.linears[name].dropout for name in adapted} | {0.0}) == 1
-    return [adapted] if adapted and alike else [[name] for name in adapted]
+class _Group(NamedTuple):
+    """LoRAs of linears that share an input, and what of it dropout lets through: ``a`` [ranks, K], one below the other,
+    and scale · B of each, in the dtype of products."""
+
+    names: list[str]
+    ranks: list[int]
+    a: Tensor
+    b: list[Tensor]
+    dropout: float
+
+
+def _groups(block: Block, names: Sequence[str], dtype: torch.dtype) -> list[_Group]:
+    """The LoRAs of these linears, which share an input; one group where none has dropout, else one each."""
+    adapted: list[tuple[str, Any]] = [(name, part) for name in names if (part := block.linears[name]).a is not None]
+    alike = not any(part.dropout for _, part in adapted)
+    return [
+        _Group(
+            [name for name, _ in group],
+            [len(part.a) for _, part in group],
+            (torch.cat([part.a for _, part in group]) if len(group) > 1 else group[0][1].a).to(dtype),
+            [(part.b * part.scale).to(dtype) for _, part in group],
+            group[0][1].dropout,
+        )
+        for group in ([adapted] if alike and adapted else [[one] for one in adapted])
+    ]
 
 
 class _Forward:
-    """The products of a forward pass; keeps x Aᵀ of every LoRA and the seed of its dropout, and weights that had to be
-    rounded to ``dtype``."""
+    """The products of a forward pass; keeps the LoRAs in groups by the first linear of an input, x Aᵀ and the seed of
+    the dropout of each group by its first linear, and weights that had to be rounded to ``dtype``."""
 
     def __init__(self, block: Block, dtype: torch.dtype):
         self.block, self.dtype = block, dtype
+        self.groups: dict[str, list[_Group]] = {}
         self.small: dict[str, Tensor] = {}
         self.casts: dict[str, Tensor] = {}
         self.seeds: dict[str, int] = {}
@@ -171,26 +192,23 @@ class _Forward:
 
     def linears(self, names: Sequence[str], x: Tensor, onto: Tensor | None = None) -> dict[str, Tensor]:
         """What the linears of these names make of ``x``, added to ``onto`` where that is given."""
-        for group in _together(self.block, names):
-            self.narrow(group, x)
-        return {name: self.linear(name, x, onto) for name in names}
+        self.groups[names[0]] = _groups(self.block, names, self.dtype)
+        adapters: dict[str, tuple[Tensor, Tensor, bool]] = {}
+        for group in self.groups[names[0]]:
+            first, read = group.names[0], x
+            if group.dropout:
+                self.seeds[first] = kernels.drawn_seed()
+                read = kernels.dropped(x, group.dropout, self.seeds[first])
+            self.small[first] = kernels.products([(read, group.a, False)])
+            parts = zip(group.names, self.small[first].split(group.ranks, 1), group.b, strict=True)
+            adapters |= {name: (small, b, False) for name, small, b in parts}
+        return {name: self.linear(name, x, onto, adapters.get(name)) for name in names}
 
-    def narrow(self, group: Sequence[str], x: Tensor) -> None:
-        """x Aᵀ of a group of LoRAs, in one product."""
-        parts: list[Any] = [self.block.linears[name] for name in group]
-        if parts[0].dropout:
-            self.seeds[group[0]] = kernels.drawn_seed()
-            x = kernels.dropped(x, parts[0].dropout, self.seeds[group[0]])
-        small = kernels.products([(x, torch.cat([part.a for part in parts]).to(self.dtype), False)])
-        self.small |= dict(zip(group, small.split([len(part.a) for part in parts], 1), strict=True))
-
-    def linear(self, name: str, x: Tensor, onto: Tensor | None) -> Tensor:
+    def linear(self, name: str, x: Tensor, onto: Tensor | None, adapter: tuple[Tensor, Tensor, bool] | None) -> Tensor:
         part = self.block.linears[name]
         if isinstance(part.weight, Tensor) and part.weight.dtype != self.dtype:
             self.casts[name] = part.weight.to(self.dtype)
-        parts = [(x, _weight(part, name, self.casts, self.dtype), False)]
-        if part.b is not None:
-            parts.append((self.small[name], (part.b * part.scale).to(self.dtype), False))
+        parts = [(x, _weight(part, name, self.casts, self.dtype), False), *([adapter] if adapter else [])]
         bias = None if part.bias is None else part.bias.detach().float()
         if onto is None or onto.dtype == self.dtype:
             return kernels.products(parts, bias, onto)
@@ -204,11 +222,13 @@ class _Backward:
         self,
         block: Block,
         dtype: torch.dtype,
+        groups: dict[str, list[_Group]],
         small: dict[str, Tensor],
         casts: dict[str, Tensor],
         seeds: dict[str, int],
     ):
-        self.block, self.dtype, self.small, self.casts, self.seeds = block, dtype, small, casts, seeds
+        self.block, self.dtype, self.groups, self.small = block, dtype, groups, small
+        self.casts, self.seeds = casts, seeds
         self.inners: dict[str, Tensor] = {}
         self.found: dict[int, Tensor] = {}
 
@@ -232,34 +252,25 @@ class _Backward:
 
     def at_input(self, gradients: Mapping[str, Tensor]) -> Tensor:
         """The gradient at the input that linears share, given those at their outputs."""
-        linears = self.block.linears
+        linears, groups = self.block.linears, self.groups[next(iter(gradients))]
         parts = [(at, _weight(linears[name], name, self.casts, self.dtype), True) for name, at in gradients.items()]
-        dropping: list[tuple[str, Tensor, Tensor]] = []
-        for group in _together(self.block, [*gradients]):
-            inner, a = self.inner(group, gradients), self.stacked(group)
-            if linears[group[0]].dropout:
-                dropping.append((group[0], inner, a))
-            else:
-                parts.append((inner, a, True))
-        out = kernels.products(parts)
-        for name, inner, a in dropping:
-            kernels.dropped(kernels.products([(inner, a, True)]), linears[name].dropout, self.seeds[name], onto=out)
+        out = kernels.products(
+            parts + [(self.inner(group, gradients), group.a, True) for group in groups if not group.dropout]
+        )
+        for group in groups:
+            if group.dropout:
+                steep = kernels.products([(self.inner(group, gradients), group.a, True)])
+                kernels.dropped(steep, group.dropout, self.seeds[group.names[0]], onto=out)
         return out
 
-    def stacked(self, group: Sequence[str]) -> Tensor:
-        """The matrices A of a group of LoRAs, [ranks, K]."""
-        return torch.cat([self.block.linears[name].a for name in group]).to(self.dtype)  # type: ignore[misc]
-
-    def inner(self, group: Sequence[str], gradients: Mapping[str, Tensor]) -> Tensor:
+    def inner(self, group: _Group, gradients: Mapping[str, Tensor]) -> Tensor:
         """The gradients between the two matrices of a group of LoRAs, [N, ranks], made once."""
-        if group[0] not in self.inners:
-            parts: list[Any] = [self.block.linears[name] for name in group]
-            ranks = [part.b.shape[1] for part in parts]
-            inner = gradients[group[0]].new_empty(len(gradients[group[0]]), sum(ranks))
-            for name, part, out in zip(group, parts, inner.split(ranks, 1), strict=True):
-                kernels.products([(gradients[name], (part.b * part.scale).to(self.dtype), True)], out=out)
-            self.inners[group[0]] = inner
-        return self.inners[group[0]]
+        first = group.names[0]
+        if first not in self.inners:
+            self.inners[first] = inner = gradients[first].new_empty(len(gradients[first]), sum(group.ranks))
+            for name, b, out in zip(group.names, group.b, inner.split(group.ranks, 1), strict=True):
+                kernels.products([(gradients[name], b, True)], out=out)
+        return self.inners[first]
 
     def at_weights(self, gradients: Mapping[str, Tensor], x: Tensor | None) -> None:
         """The gradients at the parameters of linears whose input is ``x``, which is None where none is needed."""
@@ -270,10 +281,11 @@ class _Backward:
                 found[id(weight)] = torch.mm(gradient.t(), x).to(weight.dtype)
             if bias is not None and bias.requires_grad:
                 found[id(bias)] = gradient.sum(0, dtype=torch.float32).to(bias.dtype)
-        for group in _together(self.block, [*gradients]) if x is not None else ():
-            parts: list[Any] = [linears[name] for name in group]
-            read = kernels.dropped(x, parts[0].dropout, self.seeds[group[0]]) if parts[0].dropout else x
-            at_a = kernels.outer(self.inner(group, gradients), read).split([len(part.a) for part in parts])
-            for name, part, rows in zip(group, parts, at_a, strict=True):
-                at_b = kernels.outer(self.small[name], gradients[name], part.scale, turned=True)
+        for group in self.groups[next(iter(gradients))] if x is not None else ():
+            first = group.names[0]
+            read = kernels.dropped(x, group.dropout, self.seeds[first]) if group.dropout else x
+            at_a = kernels.outer(self.inner(group, gradients), read).split(group.ranks)
+            for name, rows, small in zip(group.names, at_a, self.small[first].split(group.ranks, 1), strict=True):
+                part: Any = linears[name]
+                at_b = kernels.outer(small, gradients[name], part.scale, turned=True)
                 found[id(part.a)], found[id(part.b)] = rows.to(part.a.dtype), at_b.to(part.b.dtype)
