@@ -250,6 +250,17 @@ def test_outer_products_are_summed_over_rows(rank, turned):
     assert apart(kernels.outer(x, y, 0.5, turned), exact.t() if turned else exact) < 1e-5
 
 
+@with_compiler
+@pytest.mark.parametrize("times", range(4))
+def test_a_gradient_at_a_weight_is_summed_over_rows(times):
+    rows, width, more = (random.randint(1, 400) for _ in range(3))
+    gradient, x = torch.randn(rows, width + 4).bfloat16()[:, 3 : 3 + width], torch.randn(rows, more).bfloat16()
+    exact = gradient.double().t() @ x.double()
+    found = kernels.at_weight(gradient, x)
+    assert apart(found, exact) < 1e-5
+    assert kernels.at_weight(gradient, x, onto=found) is found and apart(found, 2 * exact) < 1e-5
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 def test_the_twins_of_products_in_torch(monkeypatch, dtype):
     monkeypatch.setattr(kernels, "compiled", lambda: None)
@@ -258,4 +269,5 @@ def test_the_twins_of_products_in_torch(monkeypatch, dtype):
     found = kernels.products([(x, weight, True), (y, weight[:5].t().contiguous(), False)], bias, onto, out)
     exact = x.float() @ weight.float() + y.float() @ weight[:5].float() + bias + onto.float()
     assert found is out and apart(out, exact) < 0.02
+    assert apart(kernels.at_weight(y, x, torch.zeros(5, 12)), y.float().t() @ x.float()) < 0.02
     assert apart(kernels.outer(x, y, 2.0), 2 * x.float().t() @ y.float()) < 0.02

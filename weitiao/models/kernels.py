@@ -365,3 +365,16 @@ def outer(x: Tensor, y: Tensor, scale: float = 1.0, turned: bool = False) -> Ten
     if _run("outer", x, x.stride(0), rank, y, y.stride(0), width, out, *steps, scale, len(x)):
         raise MemoryError(f"outer: {list(out.shape)}")
     return out
+
+
+def at_weight(gradient: Tensor, x: Tensor, onto: Tensor | None = None) -> Tensor:
+    """The gradient at a weight whose product with ``x`` [N, K] has this one [N, M]: float32 [M, K], added in place to
+    ``onto`` where that is given."""
+    if not multiplies(x.dtype) or gradient.stride(1) != 1 or x.stride(1) != 1:
+        found = torch.mm(gradient.t(), x)
+        return found.float() if onto is None else onto.add_(found)
+    out = torch.empty(gradient.shape[1], x.shape[1]) if onto is None else onto
+    sizes = len(x), gradient.shape[1], x.shape[1]
+    if _run("at_weight", gradient, gradient.stride(0), x, x.stride(0), out, int(onto is not None), *sizes):
+        raise MemoryError(f"at_weight: {list(out.shape)}")
+    return out

@@ -12,7 +12,8 @@
 #define GROUP (2 << 20) /* bytes of panels that are laid out together */
 
 /* One of the products that are summed up: x [rows, depth] times the weight, [columns, depth] or, where it lies across,
- * [depth, columns]. The numbers between one row and the next are the steps. */
+ * [depth, columns]. The numbers between one row and the next are the steps. Depths are even, but for one that lies
+ * across and whose x has a zero there. */
 typedef struct {
     const bf16 *x;
     size x_step, depth;
@@ -45,13 +46,16 @@ INLINE void turn16(__m512i *line) {
     for (int i = 0; i < 16; i++) line[i] = two[i];
 }
 
+#define PAIRS(depth) (((depth) + 1) / 2)
+
 /* Columns first .. first + WIDE of a part's weight as [depth / 2, WIDE] pairs along the sum; what lies behind the last
  * column is zero. */
 static void lay(const part *one, size first, size columns, uint32_t *to) {
-    size held = columns - first < WIDE ? columns - first : WIDE, pairs = one->depth / 2;
+    size held = columns - first < WIDE ? columns - first : WIDE, pairs = PAIRS(one->depth);
     if (one->across) {
         for (size k = 0; k < pairs; k++) {
-            const bf16 *low = one->weight + 2 * k * one->weight_step + first, *high = low + one->weight_step;
+            const bf16 *low = one->weight + 2 * k * one->weight_step + first;
+            const bf16 *high = 2 * k + 1 < one->depth ? low + one->weight_step : low; /* times zero */
             uint32_t *line = to + k * WIDE;
 #pragma omp simd
             for (size i = 0; i < held; i++) line[i] = (uint32_t)low[i] | (uint32_t)high[i] << 16;
@@ -86,11 +90,12 @@ typedef struct {
     bf16 *out;
     size step, rows, columns;
     float *sums;
+    int turned;
 } target;
 
 /* [high, 16 * wide] sums of the parts' products from one panel, which begins at column; rows from until on are computed
- * and not kept. */
-INLINE void sum_tile(const int high, const int wide, const part *parts, size count, const uint32_t *panel,
+ * and not kept. turned: x is [depth / 2, x_step] pairs already. */
+INLINE void sum_tile(const int high, const int wide, const int turned, const part *parts, size count, const uint32_t *panel,
                      const target *to, size row, size until, size column, int begins, int ends) {
     __m512 sum[24][4];
     __mmask16 kept[4];
@@ -111,16 +116,17 @@ INLINE void sum_tile(const int high, const int wide, const part *parts, size cou
 #pragma GCC unroll 24
         for (int m = 0; m < high; m++) {
             size line = row + m < until ? row + m : until - 1;
-            x[m] = (const uint32_t *)(parts[one].x + line * parts[one].x_step);
+            x[m] = turned ? (const uint32_t *)parts[one].x + line
+                          : (const uint32_t *)(parts[one].x + line * parts[one].x_step);
         }
-        size pairs = parts[one].depth / 2;
+        size pairs = PAIRS(parts[one].depth), step = turned ? parts[one].x_step : 1;
         for (size k = 0; k < pairs; k++, panel += WIDE) {
             __m512bh right[4];
 #pragma GCC unroll 4
             for (int n = 0; n < wide; n++) right[n] = (__m512bh)_mm512_load_si512(panel + 16 * n);
 #pragma GCC unroll 24
             for (int m = 0; m < high; m++) {
-                __m512bh left = (__m512bh)_mm512_set1_epi32((int)x[m][k]);
+                __m512bh left = (__m512bh)_mm512_set1_epi32((int)x[m][k * step]);
 #pragma GCC unroll 4
                 for (int n = 0; n < wide; n++) sum[m][n] = _mm512_dpbf16_ps(sum[m][n], left, right[n]);
             }
@@ -147,7 +153,10 @@ INLINE void sum_tile(const int high, const int wide, const part *parts, size cou
 
 #define TILES(high, wide)                                                                                              \
     for (size row = from; row < until; row += high)                                                                    \
-        sum_tile(high, wide, parts, count, panel, to, row, until, column, begins, ends)
+        if (to->turned)                                                                                                \
+            sum_tile(high, wide, 1, parts, count, panel, to, row, until, column, begins, ends);                        \
+        else                                                                                                           \
+            sum_tile(high, wide, 0, parts, count, panel, to, row, until, column, begins, ends)
 
 /* Rows from .. until of one panel. */
 static void sum_rows(const part *parts, size count, const uint32_t *panel, const target *to, size from, size until,
@@ -168,7 +177,7 @@ static void sum_rows(const part *parts, size count, const uint32_t *panel, const
 static void slice(const part *parts, size count, uint32_t *packed, size together, const target *to, int begins,
                   int ends) {
     size pairs = 0, panels = UP(to->columns, WIDE) / WIDE;
-    for (size one = 0; one < count; one++) pairs += parts[one].depth / 2;
+    for (size one = 0; one < count; one++) pairs += PAIRS(parts[one].depth);
 #pragma omp parallel
     {
         size high = to->columns > 48 ? 6 : 24, tiles = UP(to->rows, high) / high, threads = omp_get_num_threads();
@@ -178,7 +187,7 @@ static void slice(const part *parts, size count, uint32_t *packed, size together
 #pragma omp for schedule(static)
             for (size panel = first; panel < last; panel++) {
                 uint32_t *line = packed + (panel - first) * pairs * WIDE;
-                for (size one = 0; one < count; line += parts[one++].depth / 2 * WIDE)
+                for (size one = 0; one < count; line += PAIRS(parts[one++].depth) * WIDE)
                     lay(parts + one, panel * WIDE, to->columns, line);
             }
 #pragma omp for schedule(dynamic)
@@ -207,7 +216,7 @@ int products(const part *parts, size count, const float *bias, const bf16 *onto,
     size together = bytes * panels <= GROUP ? panels : GROUP / bytes ? GROUP / bytes : 1;
     uint32_t *packed = scratch(bytes * together + (whole ? 0 : 4 * rows * columns));
     if (!packed) return 1;
-    target to = {bias, onto, out, step, rows, columns, (float *)(packed + most * WIDE * together)};
+    target to = {bias, onto, out, step, rows, columns, (float *)(packed + most * WIDE * together), 0};
     if (whole) {
         slice(parts, count, packed, together, &to, 1, 1);
         return 0;
@@ -221,6 +230,31 @@ int products(const part *parts, size count, const float *bias, const bf16 *onto,
             piece.depth = 2 * (left < SLICE ? left : SLICE);
             slice(&piece, 1, packed, together, &to, one == 0 && from == 0, one == count - 1 && left <= SLICE);
         }
+    return 0;
+}
+
+/* out [columns of g, columns of x] in float32 = gᵀ x over all rows, added to what is there where add is set: a gradient at
+ * a weight. Returns 0, or 1 for want of memory. */
+int at_weight(const bf16 *g, size g_step, const bf16 *x, size x_step, float *out, size add, size rows, size g_width,
+              size x_width) {
+    size pairs = PAIRS(rows), panels = UP(x_width, WIDE) / WIDE, bytes = 4 * pairs * WIDE;
+    size together = bytes * panels <= GROUP ? panels : GROUP / bytes ? GROUP / bytes : 1;
+    uint32_t *packed = scratch(bytes * together + 4 * pairs * g_width), *laced = packed + together * pairs * WIDE;
+    if (!packed) return 1;
+#pragma omp parallel for schedule(static)
+    for (size k = 0; k < pairs; k++) {
+        const bf16 *low = g + 2 * k * g_step, *high = low + g_step;
+        uint32_t *line = laced + k * g_width;
+        if (2 * k + 1 < rows) {
+#pragma omp simd
+            for (size i = 0; i < g_width; i++) line[i] = (uint32_t)low[i] | (uint32_t)high[i] << 16;
+        } else {
+            for (size i = 0; i < g_width; i++) line[i] = low[i];
+        }
+    }
+    part one = {(const bf16 *)laced, g_width, rows, x, x_step, 1};
+    target to = {0, 0, 0, 0, g_width, x_width, out, 1};
+    slice(&one, 1, packed, together, &to, !add, 0);
     return 0;
 }
 

@@ -278,7 +278,7 @@ class _Backward:
         for name, gradient in gradients.items():
             weight, bias = linears[name].weight, linears[name].bias
             if isinstance(weight, Tensor) and weight.requires_grad and x is not None:
-                found[id(weight)] = torch.mm(gradient.t(), x).to(weight.dtype)
+                found[id(weight)] = kernels.at_weight(gradient, x).to(weight.dtype)
             if bias is not None and bias.requires_grad:
                 found[id(bias)] = gradient.sum(0, dtype=torch.float32).to(bias.dtype)
         for group in self.groups[next(iter(gradients))] if x is not None else ():

@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from weitiao.models import modules
 from weitiao.models.block import PADDING, takes_padding
-from weitiao.models.kernels import multiplies, products, target_logps
+from weitiao.models.kernels import at_weight, multiplies, products, target_logps
 
 CHUNK_ROWS = 128  # positions in one piece at least: with fewer a product is slower
 CHUNK_ELEMENTS = 1 << 25  # logits of one piece otherwise
@@ -139,4 +139,5 @@ def _add_gradients(
     if grad_hidden is not None:
         grad_hidden[rows] = _product(steep, weight)
     if grad_weight is not None:
-        grad_weight += _product(steep.t(), hidden)
+        with torch.autocast(hidden.device.type, enabled=False):
+            at_weight(steep, hidden, onto=grad_weight)
