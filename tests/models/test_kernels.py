@@ -212,7 +212,7 @@ def test_attention_hides_no_nan(where):
     states = {"query": torch.randn(2, 40, 64), "key": torch.randn(2, 40, 64), "value": torch.randn(2, 40, 64)}
     states[where][1, 20, 5] = float("nan")
     found = attend(*(part.bfloat16() for part in states.values()), torch.tensor([0, 40]))
-    assert found[20].isnan().any() and found[:20].isfinite().all() or where != "query"
+    assert found[20].isnan().any()
 
 
 def apart(found: torch.Tensor, exact: torch.Tensor) -> float:
@@ -254,6 +254,7 @@ def test_outer_products_are_summed_over_rows(rank, turned):
 @pytest.mark.parametrize("times", range(4))
 def test_a_gradient_at_a_weight_is_summed_over_rows(times):
     rows, width, more = (random.randint(1, 400) for _ in range(3))
+    width += 4096 * (times == 3)  # in parts
     gradient, x = torch.randn(rows, width + 4).bfloat16()[:, 3 : 3 + width], torch.randn(rows, more).bfloat16()
     exact = gradient.double().t() @ x.double()
     found = kernels.at_weight(gradient, x)

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -25,8 +25,8 @@ from torch import Tensor, nn
 
 from weitiao.models import kernels, modules, whole
 from weitiao.models.attention import even
-from weitiao.models.whole import GATE_UP, QKV, Block, Linear, Rows
 from weitiao.models.quantized import QuantizedLinear
+from weitiao.models.whole import GATE_UP, QKV, Block, Linear, Rows
 
 FAMILIES = {  # model_type: the class of its blocks
     "llama": "LlamaDecoderLayer",
@@ -81,13 +81,13 @@ def without_padding(dtype: torch.dtype) -> bool:
 @dataclass
 class _Pass:
     """A pass through a model, as its first block found it. ``places``: int64 [N], which of the [B · T] tokens are
-    computed, and ``blocks`` what they run through; None where padding is computed like any token."""
+    computed (None where padding is, like any token), and ``blocks`` what these run through, by the modules' ids."""
 
     rows: Rows
     dtype: torch.dtype
     shape: torch.Size  # of the hidden states, [B, T, H]
     places: Tensor | None = None
-    blocks: dict[int, Block] | None = None
+    blocks: dict[int, Block] = field(default_factory=dict)
 
 
 def _forward(layers: list[Any], layer: Any, hidden_states: Tensor, *positional: Any, **options: Any) -> Tensor:
@@ -98,7 +98,7 @@ def _forward(layers: list[Any], layer: Any, hidden_states: Tensor, *positional: 
     if angles is not None and hidden_states.device.type == "cpu" and plain:
         found = getattr(angles[0], MARK, None) or _pass(layers, layer, hidden_states, angles, padding, options)
         setattr(angles[0], MARK, found)
-    if found is None or found.blocks is None:
+    if found is None or found.places is None:
         block = None if found is None or _masked(layer, hidden_states, options) else read(layer)
         if found is None or block is None or not kernels.serves(found.dtype, hidden_states.dtype):
             return type(layer).forward(layer, hidden_states, *positional, **options)
@@ -125,14 +125,15 @@ def _pass(
     batch, length, _ = hidden.shape
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else hidden.dtype
     turns = [part[..., : part.shape[-1] // 2].float().expand(batch, -1, -1).flatten(0, 1) for part in angles]
+    fits = layer in layers[:1] and without_padding(dtype) and kernels.serves(dtype, hidden.dtype)
+    lengths = length - padding if padding is not None and fits and padding.any() else None
     blocks: dict[int, Block] = {}
-    if layers and layer is layers[0] and padding is not None and bool(padding.any()) and without_padding(dtype):
+    if lengths is not None:
         known = {id(layer): read(layer) for layer in layers if not _masked(layer, hidden, options)}
         blocks = {place: block for place, block in known.items() if block is not None}
-    if not blocks or len(blocks) < len(layers) or not kernels.serves(dtype, hidden.dtype):
+    if lengths is None or len(blocks) < len(layers):
         cosine, sine = (turn[None].contiguous() for turn in turns)  # both halves of a head turn alike
         return _Pass(Rows(even(batch, length), cosine, sine), dtype, hidden.shape)
-    lengths = length - padding
     places = (torch.arange(length) < lengths[:, None]).flatten().nonzero()[:, 0]
     starts = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
     cosine, sine = (turn.index_select(0, places)[None] for turn in turns)

@@ -9,6 +9,7 @@
 #define ROWS 48          /* rows that pass by all panels together: few, so that no thread waits long for another */
 #define DEEP 4096       /* pairs along a sum: longer ones are made in slices */
 #define SLICE 1024      /* pairs of a slice */
+#define BROAD 4096      /* columns of a gradient that are paired up together: those of a head are many */
 #define GROUP (2 << 20) /* bytes of panels that are laid out together */
 
 /* One of the products that are summed up: x [rows, depth] times the weight, [columns, depth] or, where it lies across,
@@ -239,22 +240,26 @@ int at_weight(const bf16 *g, size g_step, const bf16 *x, size x_step, float *out
               size x_width) {
     size pairs = PAIRS(rows), panels = UP(x_width, WIDE) / WIDE, bytes = 4 * pairs * WIDE;
     size together = bytes * panels <= GROUP ? panels : GROUP / bytes ? GROUP / bytes : 1;
-    uint32_t *packed = scratch(bytes * together + 4 * pairs * g_width), *laced = packed + together * pairs * WIDE;
+    size most = g_width < BROAD ? g_width : BROAD;
+    uint32_t *packed = scratch(bytes * together + 4 * pairs * most), *laced = packed + together * pairs * WIDE;
     if (!packed) return 1;
+    for (size first = 0; first < g_width; first += most) {
+        size width = g_width - first < most ? g_width - first : most;
 #pragma omp parallel for schedule(static)
-    for (size k = 0; k < pairs; k++) {
-        const bf16 *low = g + 2 * k * g_step, *high = low + g_step;
-        uint32_t *line = laced + k * g_width;
-        if (2 * k + 1 < rows) {
+        for (size k = 0; k < pairs; k++) {
+            const bf16 *low = g + 2 * k * g_step + first, *high = low + g_step;
+            uint32_t *line = laced + k * width;
+            if (2 * k + 1 < rows) {
 #pragma omp simd
-            for (size i = 0; i < g_width; i++) line[i] = (uint32_t)low[i] | (uint32_t)high[i] << 16;
-        } else {
-            for (size i = 0; i < g_width; i++) line[i] = low[i];
+                for (size i = 0; i < width; i++) line[i] = (uint32_t)low[i] | (uint32_t)high[i] << 16;
+            } else {
+                for (size i = 0; i < width; i++) line[i] = low[i];
+            }
         }
+        part one = {(const bf16 *)laced, width, rows, x, x_step, 1};
+        target to = {0, 0, 0, 0, width, x_width, out + first * x_width, 1};
+        slice(&one, 1, packed, together, &to, !add, 0);
     }
-    part one = {(const bf16 *)laced, g_width, rows, x, x_step, 1};
-    target to = {0, 0, 0, 0, g_width, x_width, out, 1};
-    slice(&one, 1, packed, together, &to, !add, 0);
     return 0;
 }
 

@@ -281,7 +281,8 @@ class _Backward:
                 found[id(weight)] = kernels.at_weight(gradient, x).to(weight.dtype)
             if bias is not None and bias.requires_grad:
                 found[id(bias)] = gradient.sum(0, dtype=torch.float32).to(bias.dtype)
-        for group in self.groups[next(iter(gradients))] if x is not None else ():
+        for group in self.groups[next(iter(gradients))]:
+            assert x is not None  # a LoRA trains
             first = group.names[0]
             read = kernels.dropped(x, group.dropout, self.seeds[first]) if group.dropout else x
             at_a = kernels.outer(self.inner(group, gradients), read).split(group.ranks)

@@ -12,12 +12,15 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 
+import torch
+
 from weitiao.methods.base import Method
 from weitiao.methods.lora import LoRA
 from weitiao.models import kernels
+from weitiao.models.block import without_padding
 from weitiao.models.shape import Shape
 from weitiao.plan.blocks import block_bytes, fused_bytes, square_bytes
-from weitiao.train.logps import CHUNK_ELEMENTS, CHUNK_ROWS
+from weitiao.train.logps import chunk_rows
 
 FLOAT_BYTES = 4
 HEAP_SHARE, ADAPTER_HEAP_SHARE = 0.4, 0.9
@@ -38,22 +41,30 @@ class Tape:
     weight_copies: int  # trained weights cast to the compute dtype, held until the backward pass
     sum_bytes: int  # experts with what an adapter adds, formed anew in every block
     head_row_bytes: int
-    head_work_bytes: int  # a piece of logits and, where the head trains, its gradient
+    head_chunk_rows: int  # trained tokens whose logits are there at once
+    head_chunk_row_bytes: int  # those of one token
+    head_work_bytes: int  # the head's gradient, where it trains
+    padded: bool = True  # padding is computed
 
     def kept_bytes(self, tokens: int, length: int, trained: int, recompute: bool) -> int:
-        """The peak over the weights and the optimiser of one micro-batch of ``tokens`` padded tokens in rows of
+        """The peak over the weights and the optimiser of one micro-batch of ``tokens`` computed tokens in rows of
         ``length``, ``trained`` of them predicted."""
         squares = length * self.square_bytes
         block, every = self.block_bytes + squares, self.blocks * (self.block_bytes + squares)
         blocks = self.blocks * self.hidden_bytes + block if recompute else every
         per_token = blocks + self.work_bytes + squares + 2 * self.hidden_bytes + self.heap_share * every
         copies = self.weight_copies + self.sum_bytes * (1 + (1 if recompute else self.blocks))  # and a gradient of one
-        return int(tokens * per_token + trained * self.head_row_bytes + self.head_work_bytes + copies)
+        head = trained * self.head_row_bytes + self.logits_bytes(trained) + self.head_work_bytes
+        return int(tokens * per_token + head + copies)
 
-    def forward_bytes(self, tokens: int, length: int) -> int:
+    def logits_bytes(self, trained: int) -> int:
+        """The logits of one piece of so many trained tokens."""
+        return min(trained, self.head_chunk_rows) * self.head_chunk_row_bytes
+
+    def forward_bytes(self, tokens: int, length: int, trained: int) -> int:
         """The peak of the same pass when nothing is kept."""
         work = self.work_bytes + 2 * length * self.square_bytes
-        return int(tokens * (work + 2 * self.hidden_bytes) + self.head_work_bytes + self.sum_bytes)
+        return int(tokens * (work + 2 * self.hidden_bytes) + self.logits_bytes(trained) + self.sum_bytes)
 
 
 def tape(shape: Shape, method: Method, dtype: str, fused: bool = False) -> Tape:
@@ -78,7 +89,10 @@ def tape(shape: Shape, method: Method, dtype: str, fused: bool = False) -> Tape:
         weight_copies=0 if item == FLOAT_BYTES else item * matrices,
         sum_bytes=item * sum(stack.count * stack.inputs * stack.outputs for stack in summed) // shape.layers,
         head_row_bytes=2 * shape.hidden * item + 2 * FLOAT_BYTES,
-        head_work_bytes=piece_bytes * max(CHUNK_ELEMENTS, CHUNK_ROWS * shape.vocab) + 2 * FLOAT_BYTES * trained_head,
+        head_chunk_rows=chunk_rows(shape.vocab),
+        head_chunk_row_bytes=piece_bytes * shape.vocab,
+        head_work_bytes=2 * FLOAT_BYTES * trained_head,
+        padded=whole is None or not without_padding(getattr(torch, dtype)),
     )
 
 
@@ -90,10 +104,10 @@ def heap_share(method: Method, item: int) -> float:
     return (ADAPTER_HEAP_SHARE if method.adds else HEAP_SHARE) * FLOAT_BYTES / item
 
 
-def kernel_bytes(shape: Shape, method: Method, item: int, lengths: int) -> int:
+def kernel_bytes(shape: Shape, method: Method, tape: Tape, lengths: int) -> int:
     """What oneDNN keeps for bfloat16: it compiles a kernel for every product of a new size (``lengths`` of them) and
-    keeps up to KERNELS."""
-    if item == FLOAT_BYTES:
+    keeps up to KERNELS. Where padding is not computed the products are our own."""
+    if tape.item_bytes == FLOAT_BYTES or not tape.padded:
         return 0
     kinds = {(linear.inputs, linear.outputs) for linear in shape.linears}
     products = 2 * len(kinds)

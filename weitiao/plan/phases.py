@@ -201,16 +201,16 @@ def plan(
     ``dtype`` is what frozen weights are held and computed in; ``file_bytes`` the size of the weights' files (0 for a
     new model), which are mapped while they are loaded; ``saved_bytes`` what quantisation takes off the weights.
     """
-    course = Course(train, task, options)
     on_cpu = facts.device == "cpu"
     fused = on_cpu and options.engine == "auto" and kernels.compiled() is not None
     tape = activations.tape(shape, method, dtype, fused)
+    course = Course(train, task, options, tape.padded)
     held = Held.of(shape, method, dtype, options, saved_bytes)
     recompute = recomputes(options, shape, course.micro_batch_tokens, dtype, facts)
     cost = speed.Cost.of(shape, method, tape, facts, recompute, options.optimizer)
     steps = walk(course, tape, held, cost, recompute)
     pass_bytes, pass_seconds = validation_pass(validation, course.micro_batch_tokens, tape, cost)
-    code = activations.kernel_bytes(shape, method, tape.item_bytes, steps.sizes) if on_cpu else 0
+    code = activations.kernel_bytes(shape, method, tape, steps.sizes) if on_cpu else 0
     parts = {"weights": held.weights, "optimizer": held.moments - held.paged, "kernels": code}
     kept = sum(parts.values())
     disk = disk_bytes(shape, method, options, held, dtype)
@@ -245,34 +245,44 @@ def plan(
 
 def walk(course: Course, tape: Tape, held: Held, cost: speed.Cost, recompute: bool) -> Steps:
     """Every step of the run: its peak over what is held, and its time."""
-    read, worst, tokens, peak, seconds = 0, 1, 0, 0, 0.0
+    read, worst, most, peak, seconds = 0, 1, 0, 0, 0.0
     sizes: set[int] = set()
     for step in range(1, course.total_steps + 1):
         batches = course.micro_batches(step)
         seconds += cost.optimiser_seconds
         for number, batch in enumerate(batches):
-            length, trained = padded_length(max(map(len, batch))), sum(example.trained_tokens for example in batch)
-            seconds += cost.micro_batch_seconds(len(batch), length, trained)
-            read += sum(map(len, batch))
-            sizes.add(len(batch) * length)
-            kept = tape.kept_bytes(len(batch) * length, length, trained, recompute)
+            (tokens, length), trained = computed(lens := [*map(len, batch)], tape), sum(e.trained_tokens for e in batch)
+            seconds += cost.micro_batch_seconds(tokens, length, trained)
+            read += sum(lens)
+            sizes.add(tokens)
+            kept = tape.kept_bytes(tokens, length, trained, recompute)
             # gradients take the place of activations as a backward pass goes; those of a former one are all there
             needed = held.gradients + kept if number else max(held.gradients, kept)
             needed = max(needed, held.gradients + held.window)
             if needed > peak:
-                worst, tokens, peak = step, len(batch) * length, needed
-    return Steps(read, worst, tokens, peak, seconds, len(sizes))
+                worst, most, peak = step, tokens, needed
+    return Steps(read, worst, most, peak, seconds, len(sizes))
+
+
+def computed(lengths: Sequence[int], tape: Tape) -> tuple[int, int]:
+    """The tokens of a micro-batch with rows of these lengths that are computed, and the length of a row whose tokens
+    see as many others as theirs do on average."""
+    if tape.padded:
+        length = padded_length(max(lengths))
+        return len(lengths) * length, length
+    return sum(lengths), round(sum(length * length for length in lengths) / sum(lengths))
 
 
 def validation_pass(rows: Sequence[Example], bound: int, tape: Tape, cost: speed.Cost) -> tuple[int, float]:
     """The peak of a pass over the validation rows, and its time."""
     lengths = [len(example) for example in rows]
-    peak, seconds = tape.forward_bytes(0, 0), 0.0
-    for batches in plan_epoch(lengths, 64, bound, 0, 0):
+    peak, seconds = tape.forward_bytes(0, 0, 0), 0.0
+    for batches in plan_epoch(lengths, 64, bound, 0, 0, padded=tape.padded):
         for batch in batches:
-            length = padded_length(max(lengths[row] for row in batch))
-            peak = max(peak, tape.forward_bytes(len(batch) * length, length))
-            seconds += cost.forward_seconds(len(batch), length, sum(rows[row].trained_tokens for row in batch))
+            tokens, length = computed([lengths[row] for row in batch], tape)
+            trained = sum(rows[row].trained_tokens for row in batch)
+            peak = max(peak, tape.forward_bytes(tokens, length, trained))
+            seconds += cost.forward_seconds(tokens, length, trained)
     return peak, seconds
 
 

@@ -1,7 +1,7 @@
 """How long a micro-batch takes: matrix products at the machine's measured rate, memory traffic, operations started.
 
 cost = Cost.of(shape, method, tape, facts, recompute=False)
-cost.micro_batch_seconds(rows=8, length=512, trained=700)
+cost.micro_batch_seconds(tokens=8 * 512, length=512, trained=700)
 """
 
 from __future__ import annotations
@@ -74,18 +74,16 @@ class Cost:
             bytes_per_second=facts.bytes_per_second,
         )
 
-    def micro_batch_seconds(self, rows: int, length: int, trained: int) -> float:
-        """Forward and backward of ``rows`` rows padded to ``length``, ``trained`` tokens of them predicted."""
-        tokens = rows * length
+    def micro_batch_seconds(self, tokens: int, length: int, trained: int) -> float:
+        """Forward and backward of ``tokens`` in rows of ``length``, ``trained`` of them predicted."""
         flops = tokens * (self.product_flops * (1.0 + self.backward) + self.adapter_flops)
         flops += tokens * length * self.attention_flops * (1.0 + 2.5 * min(self.backward, 1.0))
         flops += trained * self.head_flops * (1.0 + self.head_backward)
         started = self.start_seconds + length * self.step_seconds
         return flops / self.flops_per_second + tokens * self.moved_bytes / self.bytes_per_second + started
 
-    def forward_seconds(self, rows: int, length: int, trained: int) -> float:
+    def forward_seconds(self, tokens: int, length: int, trained: int) -> float:
         """The same without a backward pass."""
-        tokens = rows * length
         flops = tokens * (self.product_flops + length * self.attention_flops) + trained * self.head_flops
         started = self.start_seconds + length * self.step_seconds
         return flops / self.flops_per_second + (tokens * self.moved_bytes / self.bytes_per_second + started) / 3
