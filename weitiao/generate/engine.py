@@ -20,6 +20,7 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 from weitiao.errors import InputError, t
+from weitiao.generate.decode import Decoder
 from weitiao.generate.detokenize import Detokenizer, decode
 from weitiao.generate.sample import SampleOptions, Sampler
 from weitiao.methods.base import compute_dtype, computing
@@ -251,7 +252,9 @@ class Batch:
         ]
         self.device = model.device
         self.sampler = Sampler(options, rows, self.prompts, self.device)
-        self.cache = _cache(model) if modules.takes(model, CACHE) else None
+        longest = max(map(sum, zip(map(len, self.prompts), self.limits, strict=True)))
+        self.decoder = Decoder.of(model, len(self.prompts), longest)
+        self.cache = _cache(model) if modules.takes(model, CACHE) and self.decoder is None else None
         self.state: list[Tensor] | None = None
         self.leading = leading(model)
         self.lengths = torch.tensor([len(prompt) for prompt in self.prompts], device=self.device)
@@ -269,6 +272,8 @@ class Batch:
     def keep(self, slots: Sequence[int]) -> None:
         """Go on with these rows of the batch only; the cache gives up the others' memory."""
         index = torch.tensor(slots, device=self.device)
+        if self.decoder is not None:
+            self.decoder.keep(index)
         if self.cache is not None:
             self.cache.batch_select_indices(index)
         self.sampler.keep(index)
@@ -281,6 +286,8 @@ class Batch:
     def _prefill(self) -> Tensor:
         """Prompts -> the logits [B, V] after their last tokens."""
         shared = self._shared_prefix()
+        if self.decoder is not None:
+            return self.decoder.prefill(self.prompts, shared)
         if shared and self.cache is not None:
             first = torch.tensor([self.prompts[0][:shared]], device=self.device)
             self._forward(first, torch.arange(shared, device=self.device).unsqueeze(0), None)
@@ -299,6 +306,8 @@ class Batch:
         return self._forward(ids, place, None)
 
     def _decode(self, tokens: Tensor) -> Tensor:
+        if self.decoder is not None:
+            return self.decoder.step(tokens)
         place = (self.lengths + self.steps).unsqueeze(1)
         if self.room is not None:  # rows that are done may still sit in the batch
             place = place.clamp_max(self.room - 1)
@@ -328,9 +337,9 @@ class Batch:
         A sliding window counts slots of the cache: padding between the prefix and the rest would shorten it. Of a
         context that is read in both directions no part can be computed alone.
         """
-        if len(self.prompts) < 2 or self.cache is None or hasattr(self.model.config, "context"):
+        if len(self.prompts) < 2 or hasattr(self.model.config, "context"):
             return 0
-        if any(self.cache.is_sliding):
+        if self.decoder is None and (self.cache is None or any(self.cache.is_sliding)):
             return 0
         first, last = min(self.prompts), max(self.prompts)
         shared = next(

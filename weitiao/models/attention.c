@@ -110,18 +110,20 @@ INLINE float exponentials(float *line, size seen, size columns) {
 }
 
 /* Causal attention within rows that lie end to end, row s from starts[s] to starts[s + 1]: query [heads, tokens * groups,
- * width], scaled, key and value [heads, tokens, width] to out [tokens, heads * groups, width]. Returns 0, or 1 for want
- * of memory. width is a multiple of 16. */
-int attend(const bf16 *query, const bf16 *key, const bf16 *value, bf16 *out, const size *starts, size sequences,
-           size heads, size groups, size width) {
+ * width], scaled, key and value [heads, tokens, width] to out [tokens, heads * groups, width]. Where lengths are given,
+ * a row is the end of one of so many tokens, and keys and values are [sequences, heads, capacity, width]. Returns 0, or
+ * 1 for want of memory. width is a multiple of 16. */
+int attend(const bf16 *query, const bf16 *key, const bf16 *value, bf16 *out, const size *starts, const size *lengths,
+           size capacity, size sequences, size heads, size groups, size width) {
     int failed = 0;
     size tokens = starts[sequences];
 #pragma omp parallel for schedule(dynamic) reduction(| : failed)
     for (size one = 0; one < sequences * heads; one++) {
-        size start = starts[one / heads], length = starts[one / heads + 1] - start, head = one % heads;
-        size apart = UP(length, 64), lines = UP(length, 2);
+        size start = starts[one / heads], head = one % heads, asking = starts[one / heads + 1] - start;
+        size length = lengths ? lengths[one / heads] : asking, before = length - asking;
+        size apart = UP(length, 64), lines = UP(length, 2), place = lengths ? one * capacity : head * tokens + start;
         const bf16 *q = query + (head * tokens + start) * groups * width;
-        const bf16 *k = key + (head * tokens + start) * width, *v = value + (head * tokens + start) * width;
+        const bf16 *k = key + place * width, *v = value + place * width;
         size bytes = 4 * (apart * width / 2 + lines / 2 * width + QUERIES * (apart + apart / 2 + width + width / 2));
         uint32_t *keys = scratch(bytes), *values = keys + apart * width / 2;
         if (!keys) {
@@ -132,16 +134,16 @@ int attend(const bf16 *query, const bf16 *key, const bf16 *value, bf16 *out, con
         uint32_t *parts = (uint32_t *)(sums + QUERIES * width), *asked = parts + QUERIES * apart / 2;
         stand(k, length, width, keys, apart);
         lace(v, length, width, values, lines);
-        for (size from = 0; from < length * groups; from += QUERIES) {
-            size rows = length * groups - from < QUERIES ? length * groups - from : QUERIES;
-            size end = (from + rows - 1) / groups + 1, columns = UP(end, 64), full = UP(rows, TILE);
+        for (size from = 0; from < asking * groups; from += QUERIES) {
+            size rows = asking * groups - from < QUERIES ? asking * groups - from : QUERIES;
+            size end = before + (from + rows - 1) / groups + 1, columns = UP(end, 64), full = UP(rows, TILE);
             float totals[QUERIES];
             memcpy(asked, q + from * width, rows * width * sizeof(bf16));
             memset((bf16 *)asked + rows * width, 0, (full - rows) * width * sizeof(bf16));
             product(full, columns, asked, width / 2, 1, keys, apart, scores, columns, width / 2, 0);
             for (size row = 0; row < full; row++) {
                 float *line = scores + row * columns;
-                totals[row] = exponentials(line, row < rows ? (from + row) / groups + 1 : 1, columns);
+                totals[row] = exponentials(line, row < rows ? before + (from + row) / groups + 1 : 1, columns);
                 bf16 *part = (bf16 *)parts + row * columns;
                 for (size i = 0; i < columns; i += 16) put16(part + i, _mm512_loadu_ps(line + i));
             }

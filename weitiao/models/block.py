@@ -66,11 +66,16 @@ def takes_padding(model: nn.Module) -> bool:
     return getattr(modules.inner(model), "weitiao_fused", False)
 
 
+def known_blocks(model: nn.Module) -> list[Block]:
+    """All blocks of the model, if all are known; else none."""
+    layers = _known(model)
+    blocks = [block for layer in layers if (block := read(layer)) is not None]
+    return blocks if blocks and len(blocks) == len(modules.blocks(model)) else []
+
+
 def packs(model: nn.Module, dtype: torch.dtype) -> bool:
     """Whether padding costs next to nothing in this model's training with products in ``dtype``."""
-    layers = _known(model)
-    known = len(layers) == len(modules.blocks(model)) and all(read(layer) is not None for layer in layers)
-    return known and without_padding(dtype)
+    return bool(known_blocks(model)) and without_padding(dtype)
 
 
 def without_padding(dtype: torch.dtype) -> bool:

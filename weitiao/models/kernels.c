@@ -56,17 +56,28 @@ INLINE uint32_t mixed(uint32_t x) {
 
 INLINE __mmask16 lanes(size count) { return count >= 16 ? 0xffff : count <= 0 ? 0 : (__mmask16)((1u << count) - 1); }
 
+static void *grown(void **memory, size *held, size bytes) {
+    if (bytes > *held) {
+        free(*memory);
+        *held = UP(bytes, 1 << 16);
+        *memory = aligned_alloc(64, *held);
+        if (!*memory) *held = 0;
+    }
+    return *memory;
+}
+
 /* At least so many bytes of this thread's own, which it keeps for the next call. */
 static void *scratch(size bytes) {
     static _Thread_local void *memory;
     static _Thread_local size held;
-    if (bytes > held) {
-        free(memory);
-        held = UP(bytes, 1 << 16);
-        memory = aligned_alloc(64, held);
-        if (!memory) held = 0;
-    }
-    return memory;
+    return grown(&memory, &held, bytes);
+}
+
+/* The same again, beside that. */
+static void *own_scratch(size bytes) {
+    static _Thread_local void *memory;
+    static _Thread_local size held;
+    return grown(&memory, &held, bytes);
 }
 
 /* 16 numbers, rounded. */
@@ -80,6 +91,7 @@ INLINE void put_pairs(uint32_t *to, __m512 first, __m512 second) {
 }
 
 #include "attention.c"
+#include "decode.c"
 #ifndef __AMX_BF16__ /* whose tiles multiply faster than anything here; oneDNN knows them */
 #include "products.c"
 #endif

@@ -31,7 +31,7 @@ from weitiao.errors import say
 from weitiao.machine.speed import cache_folder
 
 SOURCE = Path(__file__).with_name("kernels.c")
-INCLUDED = SOURCE.with_name("attention.c"), SOURCE.with_name("products.c")
+INCLUDED = tuple(SOURCE.with_name(f"{name}.c") for name in ("attention", "decode", "products"))
 FLAGS = "-O3 -march=native -fopenmp -fno-math-errno -fno-trapping-math -fno-signed-zeros -shared -fPIC".split()
 if platform.machine() in ("x86_64", "AMD64"):
     FLAGS += ["-mprefer-vector-width=512"]  # compilers shy away from what older processors slowed down for
@@ -39,6 +39,7 @@ SECONDS = 120  # after which a compiler is given up
 NAMES = {torch.bfloat16: "bf16", torch.float32: "float"}
 KINDS = {int: ctypes.c_int64, bool: ctypes.c_int64, float: ctypes.c_float}  # what else is passed is a pointer
 LEVELS, LOWEST = 1 << 16, -(1 << 63)  # of the sixteen bits that decide a place; of the 64 that are drawn at once
+FEW = 32  # rows that are multiplied without laying out the weight
 PARTS = 16  # of the rows, each of which sums up a gradient of its own: as many whatever the number of threads
 
 
@@ -234,13 +235,20 @@ def shares_backward(shares: Tensor, gradient: Tensor, groups: int, start: int) -
     return gradient
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, out: Tensor, starts: Tensor) -> bool:
+def attend(
+    query: Tensor, key: Tensor, value: Tensor, out: Tensor, starts: Tensor, lengths: Tensor | None = None
+) -> bool:
     """Causal attention whole, where the processor multiplies bfloat16 by itself; False, and nothing done, elsewhere.
 
     ``query`` [heads, N · groups, D], scaled, ``key`` and ``value`` [heads, N, D], ``out`` [N, heads, groups, D]; of
-    these N tokens row s is those from ``starts`` [s] (int64) up to the next start.
+    these N tokens row s is those from ``starts`` [s] (int64) up to the next start. With ``lengths`` (int64 [rows]) it
+    is the last of that many, whose keys and values are [rows, heads, capacity, D].
     """
-    return _attends(query) and _attended("attend", query, key, value, out, starts, key=key)
+    if not _attends(query):
+        return False
+    capacity = 0 if lengths is None else key.shape[2]
+    _attended("attend", (query, key, value, out, starts, lengths, capacity), starts, out.shape[1:])
+    return True
 
 
 def attend_backward(
@@ -256,7 +264,42 @@ def attend_backward(
     """Its gradients, written into ``at_query``, ``at_key`` and ``at_value``, given the one at ``out``."""
     if not _attends(query):
         return False
-    return _attended("attend_backward", gradient, query, key, value, at_query, at_key, at_value, starts, key=key)
+    shape = (len(key), query.shape[1] // key.shape[1], key.shape[2])
+    tensors = (gradient, query, key, value, at_query, at_key, at_value, starts)
+    _attended("attend_backward", tensors, starts, shape)
+    return True
+
+
+def decodes(width: int, groups: int, batch: int) -> bool:
+    """Whether :func:`decode` is there for heads of this width, so many queries to a key, and so many rows."""
+    there = multiplies(torch.bfloat16) and hasattr(compiled(), "decode")
+    return there and width % 16 == 0 and width <= 256 and groups <= 16 and batch <= FEW
+
+
+def decode(
+    layers: Tensor,
+    x: Tensor,
+    cosine: Tensor,
+    sine: Tensor,
+    lengths: Tensor,
+    epsilon: float,
+    scale: float,
+    shape: tuple[int, int, int, int],
+) -> None:
+    """``x`` [B, H], a token of every row, becomes in place what blocks make of it. ``layers``: int64 [blocks, 55], each
+    as ``decode.c`` lays it out; ``cosine``, ``sine``: float32 [B, D / 2]; ``lengths``: int64 [B], tokens before it;
+    ``shape``: key heads, queries to each, width, capacity."""
+    heads, groups, width, capacity = shape
+    sizes = (*x.shape, heads, groups, width, cosine.shape[1], capacity)
+    if _run("decode", layers, len(layers), x, cosine, sine, lengths, epsilon, scale, *sizes):
+        raise MemoryError(f"decode: {list(x.shape)}")
+
+
+def few(x: Tensor, weight: Tensor) -> Tensor:
+    """``x`` Wᵀ in bfloat16 for up to FEW rows of ``x`` [B, K]; ``weight`` [M, K]."""
+    out = x.new_empty(len(x), len(weight))
+    _run("few", x, weight, out, *out.shape, x.shape[1])
+    return out
 
 
 def _attends(query: Tensor) -> bool:
@@ -264,13 +307,11 @@ def _attends(query: Tensor) -> bool:
     return whole and hasattr(compiled(), "attend")
 
 
-def _attended(name: str, *tensors: Tensor, key: Tensor) -> bool:
-    assert all(tensor.is_contiguous() for tensor in tensors)
-    *_, starts = tensors
-    numbers = (len(starts) - 1, len(key), tensors[0].numel() // key.numel(), key.shape[-1])
-    if _run(name, *tensors, *numbers):
-        raise MemoryError(f"{name}: {list(key.shape)}")
-    return True
+def _attended(name: str, arguments: Sequence[Any], starts: Tensor, shape: Sequence[int]) -> None:
+    """``shape``: key heads, queries to each, width."""
+    assert all(one.is_contiguous() for one in arguments if isinstance(one, Tensor))
+    if _run(name, *arguments, len(starts) - 1, *shape):
+        raise MemoryError(f"{name}: {list(shape)}")
 
 
 def _unseen(rows: int, groups: int, keys: int, start: int) -> Tensor:

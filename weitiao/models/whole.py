@@ -9,7 +9,7 @@ begins. A linear and its LoRA are one product (``kernels.products``), and so are
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -71,6 +71,25 @@ def run(hidden: Tensor, rows: Rows, block: Block, dtype: torch.dtype) -> Tensor:
     return out
 
 
+def extend(
+    x: Tensor, rows: Rows, block: Block, keys: Tensor, values: Tensor, lengths: Tensor, dtype: torch.dtype
+) -> Tensor:
+    """The same without gradients, where ``rows`` are the ends of rows of ``lengths`` (int64 [B]) tokens: ``keys`` and
+    ``values`` [B, heads, capacity, D] hold those of the tokens before, and get those of these."""
+
+    def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        starts = rows.starts.tolist()
+        for row, (start, end, length) in enumerate(zip(starts, starts[1:], lengths.tolist(), strict=False)):
+            place = slice(length - (end - start), length)
+            keys[row, :, place], values[row, :, place] = key[:, start:end], value[:, start:end]
+        out = query.new_empty(len(x), len(key), query.shape[1] // len(x), block.width)
+        if not kernels.attend(query, keys, values, out, rows.starts, lengths):
+            raise RuntimeError("no compiled attention")
+        return out.flatten(1)
+
+    return _Forward(block, dtype).block_output(x, rows.cosine, rows.sine, attention)[0]
+
+
 class _Fused(torch.autograd.Function):
     """The whole block."""
 
@@ -78,34 +97,21 @@ class _Fused(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, starts: Tensor, cosine: Tensor, sine: Tensor, block: Block, dtype: torch.dtype, *_: Tensor
     ) -> Tensor:
-        run, angles, still = _Forward(block, dtype), (cosine, sine), (cosine[..., :0], sine[..., :0])
-        normed, inverse, _total = run.norm("input", x)
-        states = run.linears(QKV, normed)
-        heads = states["k"].shape[1] // block.width
-        before = {name: states[name] for name in QKV if name in block.norms}
-        inverses: dict[str, Tensor] = {}
-        for name in before:
-            states[name], inverses[name], _total = run.norm(name, states[name].view(-1, block.width))
-        states = {name: part.view(1, len(x), -1, block.width) for name, part in states.items()}
-        query = fold(states["q"], heads, angles, block.scale)
-        key, value = fold(states["k"], heads, angles), fold(states["v"], heads, still)
-        seen = attend(query, key, value, starts)
-        normed, second, middle = run.norm("output", x, run.linears(("o",), seen)["o"])
-        gate, up = run.linears(GATE_UP, normed).values()
-        out = run.linears(("down",), kernels.gated(gate, up), middle)["down"]
+        run = _Forward(block, dtype)
+        out, kept = run.block_output(x, cosine, sine, lambda query, key, value: attend(query, key, value, starts))
         ctx.save_for_backward(
-            x, starts, inverse, cosine, sine, query, key, value, seen, middle, second, gate, up,
-            *before.values(), *inverses.values(), *run.small.values(), *run.casts.values(),
+            x, starts, cosine, sine, *kept,
+            *run.before.values(), *run.inverses.values(), *run.small.values(), *run.casts.values(),
         )  # fmt: skip
-        ctx.block, ctx.dtype, ctx.heads, ctx.groups, ctx.seeds = block, dtype, heads, run.groups, run.seeds
-        ctx.names = [*before], [*before], [*run.small], [*run.casts]
+        ctx.block, ctx.dtype, ctx.groups, ctx.seeds = block, dtype, run.groups, run.seeds
+        ctx.names = [*run.before], [*run.inverses], [*run.small], [*run.casts]
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        x, starts, inverse, cosine, sine, query, key, value, seen, middle, second, gate, up, *rest = ctx.saved_tensors
-        block, heads, shape = ctx.block, ctx.heads, (1, len(x))
+        x, starts, cosine, sine, inverse, query, key, value, seen, middle, second, gate, up, *rest = ctx.saved_tensors
+        block, heads, shape = ctx.block, len(key), (1, len(x))
         kept = iter(rest)
         before, inverses, small, casts = ({name: next(kept) for name in names} for names in ctx.names)
         run = _Backward(block, ctx.dtype, ctx.groups, small, casts, ctx.seeds)
@@ -176,8 +182,9 @@ def _groups(block: Block, names: Sequence[str], dtype: torch.dtype) -> list[_Gro
 
 
 class _Forward:
-    """The products of a forward pass; keeps the LoRAs in groups by the first linear of an input, x Aᵀ and the seed of
-    the dropout of each group by its first linear, and weights that had to be rounded to ``dtype``."""
+    """A forward pass; keeps the LoRAs in groups by the first linear of an input, x Aᵀ and the seed of the dropout of
+    each group by its first linear, weights that had to be rounded to ``dtype``, and queries and keys before their norms
+    with 1 / rms of these."""
 
     def __init__(self, block: Block, dtype: torch.dtype):
         self.block, self.dtype = block, dtype
@@ -185,6 +192,30 @@ class _Forward:
         self.small: dict[str, Tensor] = {}
         self.casts: dict[str, Tensor] = {}
         self.seeds: dict[str, int] = {}
+        self.before: dict[str, Tensor] = {}
+        self.inverses: dict[str, Tensor] = {}
+
+    def block_output(
+        self, x: Tensor, cosine: Tensor, sine: Tensor, attention: Callable[[Tensor, Tensor, Tensor], Tensor]
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The block's output, and what a backward pass needs beside its input: 1 / rms of the first norm, folded
+        queries, keys and values, what attention made of them, the sum behind it, 1 / rms of the second norm, gate, up.
+        """
+        block, angles, still = self.block, (cosine, sine), (cosine[..., :0], sine[..., :0])
+        normed, inverse, _ = self.norm("input", x)
+        states = self.linears(QKV, normed)
+        heads = states["k"].shape[1] // block.width
+        self.before = {name: states[name] for name in QKV if name in block.norms}
+        for name in self.before:
+            states[name], self.inverses[name], _ = self.norm(name, states[name].view(-1, block.width))
+        states = {name: part.view(1, len(x), -1, block.width) for name, part in states.items()}
+        query = fold(states["q"], heads, angles, block.scale)
+        key, value = fold(states["k"], heads, angles), fold(states["v"], heads, still)
+        seen = attention(query, key, value)
+        normed, second, middle = self.norm("output", x, self.linears(("o",), seen)["o"])
+        gate, up = self.linears(GATE_UP, normed).values()
+        out = self.linears(("down",), kernels.gated(gate, up), middle)["down"]
+        return out, (inverse, query, key, value, seen, middle, second, gate, up)
 
     def norm(self, name: str, x: Tensor, delta: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         weight, epsilon = self.block.norms[name]

@@ -1,0 +1,131 @@
+"""Decoding by the compiled function against transformers, both against float32; and where it stands aside."""
+
+from __future__ import annotations
+
+import random
+from copy import deepcopy
+
+import pytest
+import torch
+
+from weitiao.generate import decode
+from weitiao.generate.decode import Decoder
+from weitiao.generate.engine import Batch, evaluating, generate
+from weitiao.generate.sample import SampleOptions
+from weitiao.methods import METHODS
+from weitiao.models import kernels, modules, quantized, tiny
+from weitiao.models.block import FAMILIES
+
+SIZES = {
+    "hidden_size": 96,
+    "intermediate_size": 200,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+}
+LORA = {"name": "lora", "rank": 4}
+with_kernels = pytest.mark.skipif(not kernels.decodes(16, 3, 4), reason="no compiled decoding here")
+
+
+@pytest.fixture(autouse=True)
+def drawn():
+    seed = random.randrange(1 << 30)
+    print("seed", seed)
+    torch.manual_seed(seed)
+
+
+def made(family: str, method: dict | None = None, **more):
+    model = tiny.make(family, **(SIZES | more))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.05 * torch.randn_like(parameter)
+    model = model.to(torch.bfloat16)
+    model.config.dtype = torch.bfloat16
+    if method:
+        model = METHODS[method["name"]].model_validate(method).attach(model)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if "lora_B" in name:
+                    parameter.normal_(0, 0.1)
+    return model.eval()
+
+
+def prompts(lengths=(3, 40, 17, 64), shared: int = 0) -> list[list[int]]:
+    first = torch.randint(5, 300, (shared,)).tolist()
+    return [first + torch.randint(5, 300, (length,)).tolist() for length in lengths]
+
+
+def logits(model, rows, quick: bool, monkeypatch) -> list[torch.Tensor]:
+    """After the prompts, and after each of five tokens; the second row leaves on the way."""
+    with monkeypatch.context() as patch, evaluating(model), torch.inference_mode():
+        if not quick:
+            patch.setattr(Decoder, "of", lambda *_: None)
+        batch = Batch(model, rows, SampleOptions(max_new_tokens=8), 0, range(len(rows)))
+        assert (batch.decoder is not None) == quick
+        found, tokens = [batch._prefill().float()], torch.arange(7, 7 + len(rows))
+        for number in range(5):
+            found.append(batch._decode(tokens + number).float())
+            if number == 2:
+                batch.keep([0, 2, 3])
+                tokens = tokens[[0, 2, 3]]
+    return found
+
+
+def apart(found: torch.Tensor, wanted: torch.Tensor) -> float:
+    return ((found - wanted).norm() / wanted.norm()).item()
+
+
+@with_kernels
+@pytest.mark.parametrize("shared", [0, 20])
+@pytest.mark.parametrize("method", [None, LORA, LORA | {"target_modules": ["q_proj", "down_proj"], "rank": 6}])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_it_is_as_near_to_float32_as_transformers_is(monkeypatch, family, method, shared):
+    monkeypatch.setattr(decode, "SPARE_TOKENS", 2)  # the cache grows on the way
+    model, rows = made(family, method), prompts(shared=shared)
+    ours, theirs = (logits(model, rows, quick, monkeypatch) for quick in (True, False))
+    exact = deepcopy(model).float()
+    modules.inner(exact).config.dtype = torch.float32
+    for one, other, right in zip(ours, theirs, logits(exact, rows, False, monkeypatch), strict=True):
+        assert one.shape == other.shape and apart(one, right) < 1.3 * apart(other, right) + 0.005
+
+
+@with_kernels
+def test_a_row_is_what_it_is_alone():
+    model, rows = made("qwen3", LORA), prompts((5, 33, 18, 70, 2), shared=17)
+    options = SampleOptions(max_new_tokens=20)
+    together = generate(model, rows, options, stop_ids=[2], pad_id=0)
+    alone = [generate(model, [row], options, stop_ids=[2], pad_id=0)[0] for row in rows]
+    assert [one.ids for one in together] == [one.ids for one in alone]
+
+
+@with_kernels
+@pytest.mark.parametrize("width", [16, 48, 64, 128])
+def test_heads_of_any_width(monkeypatch, width):
+    model = made("llama", head_dim=width, num_attention_heads=3, num_key_value_heads=1)
+    rows = prompts((9, 2, 130, 31))
+    for one, other in zip(*(logits(model, rows, quick, monkeypatch) for quick in (True, False)), strict=True):
+        assert apart(one, other) < 0.08
+
+
+@with_kernels
+def test_trained_weights_are_rounded(monkeypatch):
+    model = made("llama", {"name": "freeze", "blocks": 1, "norms": True})
+    assert any(parameter.dtype == torch.float32 for parameter in model.parameters())
+    rows = prompts()
+    for one, other in zip(*(logits(model, rows, quick, monkeypatch) for quick in (True, False)), strict=True):
+        assert apart(one, other) < 0.08
+
+
+def test_it_stands_aside():
+    assert Decoder.of(tiny.make("llama", **SIZES), 2, 50) is None  # float32
+    assert Decoder.of(made("gemma"), 2, 50) is None
+    assert Decoder.of(made("llama"), 33, 50) is None
+    assert Decoder.of(made("mistral", sliding_window=8), 2, 9) is None
+    assert Decoder.of(made("llama", {"name": "prompt_tuning", "tokens": 4}), 2, 50) is None
+    assert Decoder.of(made("llama", LORA | {"dora": True}), 2, 50) is None
+    assert Decoder.of(made("llama", rope_parameters={"rope_type": "dynamic", "factor": 2.0}), 2, 50) is None
+    model = made("llama")
+    quantized.quantize(model, "nf4")
+    assert Decoder.of(model, 2, 50) is None
+    assert (Decoder.of(made("mistral", sliding_window=8), 2, 8) is not None) == kernels.decodes(16, 3, 2)
