@@ -1,4 +1,4 @@
-"""Matrix products in bfloat16 by ``models.kernels`` and by torch (oneDNN), in turn.
+"""Matrix products in bfloat16 by ``models.products`` and by torch (oneDNN), in turn.
 
 python bench/products.py
 
@@ -14,7 +14,7 @@ from collections.abc import Callable
 import torch
 
 from weitiao import machine
-from weitiao.models import kernels
+from weitiao.models import products
 
 SHAPES = {"SmolLM2-135M": ((576, 576), (1536, 576), (576, 1536)), "Qwen2.5-0.5B": ((4864, 896), (896, 4864))}
 ROWS, RANK, RUNS = (250, 1000, 2000), 8, 9
@@ -46,9 +46,9 @@ def main() -> None:
                 flops = 2 * rows * inputs * outputs
                 found = [
                     rate(flops, lambda: torch.mm(x, weight.t()).addmm_(small, b.t())),  # noqa: B023
-                    rate(flops, lambda: kernels.products([(x, weight, False), (small, b, False)])),  # noqa: B023
+                    rate(flops, lambda: products.summed([(x, weight, False), (small, b, False)])),  # noqa: B023
                     rate(flops, lambda: torch.mm(at, weight).addmm_(small, a)),  # noqa: B023
-                    rate(flops, lambda: kernels.products([(at, weight, True), (small, a, True)])),  # noqa: B023
+                    rate(flops, lambda: products.summed([(at, weight, True), (small, a, True)])),  # noqa: B023
                 ]
                 ratio = (1 / found[0] + 1 / found[2]) / (1 / found[1] + 1 / found[3])
                 rates = " | ".join(f"{one:.0f}" for one in found)

@@ -13,7 +13,7 @@ from weitiao.generate.decode import Decoder
 from weitiao.generate.engine import Batch, evaluating, generate
 from weitiao.generate.sample import SampleOptions
 from weitiao.methods import METHODS
-from weitiao.models import kernels, modules, quantized, tiny
+from weitiao.models import modules, products, quantized, tiny
 from weitiao.models.block import FAMILIES
 
 SIZES = {
@@ -25,7 +25,7 @@ SIZES = {
     "head_dim": 16,
 }
 LORA = {"name": "lora", "rank": 4}
-with_kernels = pytest.mark.skipif(not kernels.decodes(16, 3, 4), reason="no compiled decoding here")
+with_kernels = pytest.mark.skipif(not products.decodes(16, 3, 4), reason="no compiled decoding here")
 
 
 @pytest.fixture(autouse=True)
@@ -128,4 +128,4 @@ def test_it_stands_aside():
     model = made("llama")
     quantized.quantize(model, "nf4")
     assert Decoder.of(model, 2, 50) is None
-    assert (Decoder.of(made("mistral", sliding_window=8), 2, 8) is not None) == kernels.decodes(16, 3, 2)
+    assert (Decoder.of(made("mistral", sliding_window=8), 2, 8) is not None) == products.decodes(16, 3, 2)

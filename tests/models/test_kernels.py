@@ -8,7 +8,7 @@ import subprocess
 import pytest
 import torch
 
-from weitiao.models import kernels
+from weitiao.models import kernels, products
 
 PAIRS = [(torch.bfloat16, torch.bfloat16), (torch.bfloat16, torch.float32), (torch.float32, torch.float32)]
 IDS = ["bfloat16", "bfloat16-float32", "float32"]
@@ -232,10 +232,10 @@ def test_products_are_summed_up_in_float32(times):
         parts.append((held, weight, across))
         exact += held.float() @ (weight if across else weight.t()).float()
     bias, onto = torch.randn(columns), torch.randn(rows, columns).bfloat16()
-    found = kernels.products(parts, bias, onto)
+    found = products.summed(parts, bias, onto)
     assert apart(found, exact + bias + onto.float()) < 2.5e-3  # one rounding
     out = torch.zeros(rows, columns + 5, dtype=torch.bfloat16)
-    assert torch.equal(kernels.products(parts, out=out[:, 2 : 2 + columns]), out[:, 2 : 2 + columns])
+    assert torch.equal(products.summed(parts, out=out[:, 2 : 2 + columns]), out[:, 2 : 2 + columns])
     assert apart(out[:, 2 : 2 + columns], exact) < 2.5e-3
     assert not out[:, :2].any() and not out[:, 2 + columns :].any()
 
@@ -247,7 +247,7 @@ def test_outer_products_are_summed_over_rows(rank, turned):
     rows, width = random.randint(1, 300), random.randint(1, 300)
     x, y = torch.randn(rows, rank + 3).bfloat16()[:, 1 : 1 + rank], torch.randn(rows, width).bfloat16()
     exact = 0.5 * x.double().t() @ y.double()
-    assert apart(kernels.outer(x, y, 0.5, turned), exact.t() if turned else exact) < 1e-5
+    assert apart(products.outer(x, y, 0.5, turned), exact.t() if turned else exact) < 1e-5
 
 
 @with_compiler
@@ -257,9 +257,9 @@ def test_a_gradient_at_a_weight_is_summed_over_rows(times):
     width += 4096 * (times == 3)  # in parts
     gradient, x = torch.randn(rows, width + 4).bfloat16()[:, 3 : 3 + width], torch.randn(rows, more).bfloat16()
     exact = gradient.double().t() @ x.double()
-    found = kernels.at_weight(gradient, x)
+    found = products.at_weight(gradient, x)
     assert apart(found, exact) < 1e-5
-    assert kernels.at_weight(gradient, x, onto=found) is found and apart(found, 2 * exact) < 1e-5
+    assert products.at_weight(gradient, x, onto=found) is found and apart(found, 2 * exact) < 1e-5
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
@@ -267,8 +267,8 @@ def test_the_twins_of_products_in_torch(monkeypatch, dtype):
     monkeypatch.setattr(kernels, "compiled", lambda: None)
     x, y, weight = torch.randn(7, 12).to(dtype), torch.randn(7, 5).to(dtype), torch.randn(12, 9).to(dtype)
     bias, onto, out = torch.randn(9), torch.randn(7, 9).to(dtype), torch.empty(7, 9, dtype=dtype)
-    found = kernels.products([(x, weight, True), (y, weight[:5].t().contiguous(), False)], bias, onto, out)
+    found = products.summed([(x, weight, True), (y, weight[:5].t().contiguous(), False)], bias, onto, out)
     exact = x.float() @ weight.float() + y.float() @ weight[:5].float() + bias + onto.float()
     assert found is out and apart(out, exact) < 0.02
-    assert apart(kernels.at_weight(y, x, torch.zeros(5, 12)), y.float().t() @ x.float()) < 0.02
-    assert apart(kernels.outer(x, y, 2.0), 2 * x.float().t() @ y.float()) < 0.02
+    assert apart(products.at_weight(y, x, torch.zeros(5, 12)), y.float().t() @ x.float()) < 0.02
+    assert apart(products.outer(x, y, 2.0), 2 * x.float().t() @ y.float()) < 0.02

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from weitiao.methods.base import compute_dtype
 from weitiao.methods.virtual import leading
-from weitiao.models import kernels, modules
+from weitiao.models import kernels, modules, products
 from weitiao.models.block import known_blocks
 from weitiao.models.whole import GATE_UP, QKV, Block, Linear, Rows, extend
 
@@ -66,7 +66,7 @@ class Decoder:
         groups = _rows(blocks[0].linears["q"]) // _rows(blocks[0].linears["k"])
         alike = len({(block.width, block.scale, block.norms["input"][1]) for block in blocks}) == 1
         even = all(_columns(part) % 2 == 0 and (part.a is None or len(part.a) % 2 == 0) for part in parts)
-        there = kernels.decodes(blocks[0].width, groups, rows)
+        there = products.decodes(blocks[0].width, groups, rows)
         return cls(model, blocks, rows) if plain and alike and even and there and rope in ROPE_TYPES else None
 
     def prefill(self, prompts: Sequence[Sequence[int]], shared: int = 0) -> Tensor:
@@ -100,7 +100,7 @@ class Decoder:
         cosine, sine = (angle[self.lengths.clamp_max(self.last)] for angle in self.angles)
         shape = (self.heads, self.groups, self.width, self.keys[0].shape[2])
         first = self.blocks[0]
-        kernels.decode(self.described, states, cosine, sine, self.lengths, first.norms["input"][1], first.scale, shape)
+        products.decode(self.described, states, cosine, sine, self.lengths, first.norms["input"][1], first.scale, shape)
         self.lengths = self.lengths + 1
         return self._logits(states)
 
@@ -113,7 +113,7 @@ class Decoder:
 
     def _logits(self, states: Tensor) -> Tensor:
         normed, _, _ = kernels.norm(states, *self.norm, DTYPE)
-        return kernels.few(normed, self.head)
+        return products.few(normed, self.head)
 
     def _room(self, capacity: int) -> None:
         """Make place for rows of so many tokens."""

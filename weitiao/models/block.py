@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from weitiao.models import kernels, modules, whole
+from weitiao.models import kernels, modules, products, whole
 from weitiao.models.attention import even
 from weitiao.models.quantized import QuantizedLinear
 from weitiao.models.whole import GATE_UP, QKV, Block, Linear, Rows
@@ -80,7 +80,7 @@ def packs(model: nn.Module, dtype: torch.dtype) -> bool:
 
 def without_padding(dtype: torch.dtype) -> bool:
     """Whether a pass may have any number of tokens: oneDNN compiles a kernel for every number that it meets."""
-    return kernels.compiled() is not None and (dtype == torch.float32 or kernels.multiplies(dtype))
+    return kernels.compiled() is not None and (dtype == torch.float32 or products.available(dtype))
 
 
 @dataclass

@@ -39,7 +39,6 @@ SECONDS = 120  # after which a compiler is given up
 NAMES = {torch.bfloat16: "bf16", torch.float32: "float"}
 KINDS = {int: ctypes.c_int64, bool: ctypes.c_int64, float: ctypes.c_float}  # what else is passed is a pointer
 LEVELS, LOWEST = 1 << 16, -(1 << 63)  # of the sixteen bits that decide a place; of the 64 that are drawn at once
-FEW = 32  # rows that are multiplied without laying out the weight
 PARTS = 16  # of the rows, each of which sums up a gradient of its own: as many whatever the number of threads
 
 
@@ -97,13 +96,13 @@ def _processor() -> str:
     return "\n".join(sorted({line for line in lines if line.startswith(("flags", "model name", "Features"))}))
 
 
-def _call(name: str, first: Tensor, stream: Tensor, *arguments: Any) -> None:
+def _typed(name: str, first: Tensor, stream: Tensor, *arguments: Any) -> None:
     """The compiled function for the dtypes of ``first`` (E) and ``stream`` (R); tensors go as pointers."""
-    _run(f"{name}_{NAMES[first.dtype]}_{NAMES[stream.dtype]}", *arguments)
+    run(f"{name}_{NAMES[first.dtype]}_{NAMES[stream.dtype]}", *arguments)
 
 
-def _run(name: str, *arguments: Any) -> int:
-    """The compiled function of that name; tensors, and None in the place of one, go as pointers."""
+def run(name: str, *arguments: Any) -> int:
+    """Call the compiled function of that name; tensors, and None in the place of one, go as pointers."""
     function = getattr(compiled(), name)
     if function.argtypes is None:
         function.argtypes = [KINDS.get(type(argument), ctypes.c_void_p) for argument in arguments]
@@ -130,7 +129,7 @@ def norm(
             torch.add(x, delta, out=total)
         inverse = torch.rsqrt(total.float().square().mean(-1) + epsilon)
         return normed(total, weight, inverse, dtype), inverse, total
-    _call("norm", out, x, x, delta, weight, epsilon, total, out, inverse, inverse.numel(), x.shape[-1])
+    _typed("norm", out, x, x, delta, weight, epsilon, total, out, inverse, inverse.numel(), x.shape[-1])
     return out, inverse, total
 
 
@@ -139,7 +138,7 @@ def normed(x: Tensor, weight: Tensor, inverse: Tensor, dtype: torch.dtype) -> Te
     if compiled() is None:
         return (x.float() * inverse[..., None] * weight).to(dtype)
     out = torch.empty(x.shape, dtype=dtype)
-    _call("normed", out, x, x, weight, inverse, out, inverse.numel(), x.shape[-1])
+    _typed("normed", out, x, x, weight, inverse, out, inverse.numel(), x.shape[-1])
     return out
 
 
@@ -159,7 +158,7 @@ def norm_backward(
     slopes = torch.zeros(PARTS, width) if slope else None
     sizes = (PARTS, inverse.numel(), width)
     written = None if narrow is out else narrow
-    _call("norm_backward", gradient, x, gradient, x, weight, inverse, residual, out, written, slopes, *sizes)
+    _typed("norm_backward", gradient, x, gradient, x, weight, inverse, residual, out, written, slopes, *sizes)
     return out, narrow, None if slopes is None else slopes.sum(0)
 
 
@@ -168,7 +167,7 @@ def add(x: Tensor, delta: Tensor) -> Tensor:
     out = torch.empty_like(x)
     if compiled() is None:
         return torch.add(x, delta, out=out)
-    _call("add", delta, x, x, delta, out, x.numel())
+    _typed("add", delta, x, x, delta, out, x.numel())
     return out
 
 
@@ -177,7 +176,7 @@ def gated(gate: Tensor, up: Tensor) -> Tensor:
     if compiled() is None:
         return (torch.nn.functional.silu(gate.float()) * up).to(gate.dtype)
     out = torch.empty_like(gate)
-    _call("gated", gate, gate, gate, up, out, gate.numel())
+    _typed("gated", gate, gate, gate, up, out, gate.numel())
     return out
 
 
@@ -189,7 +188,7 @@ def gated_backward(gradient: Tensor, gate: Tensor, up: Tensor, again: bool) -> t
         return at_gate, (gradient * (x * share)).to(gate.dtype), gated(gate, up) if again else None
     at_gate, at_up = torch.empty_like(gate), torch.empty_like(up)
     product = torch.empty_like(gate) if again else None
-    _call("gated_backward", gate, gate, gradient, gate, up, at_gate, at_up, product, gate.numel())
+    _typed("gated_backward", gate, gate, gradient, gate, up, at_gate, at_up, product, gate.numel())
     return at_gate, at_up, product
 
 
@@ -211,7 +210,7 @@ def turned(
     apart = cosine.shape[1] * half if cosine.shape[0] > 1 else 0
     sizes = (apart, scale, direction, batch, length, heads, groups, width, half)
     steps = (*source.stride()[:4], *target.stride()[:4])
-    _call("turned", source, source, source, target, cosine, sine, *sizes, *steps)
+    _typed("turned", source, source, source, target, cosine, sine, *sizes, *steps)
     return target
 
 
@@ -221,7 +220,7 @@ def shares(scores: Tensor, groups: int, start: int) -> Tensor:
     n, rows, keys = scores.shape
     if compiled() is None:
         return torch.softmax(scores.masked_fill_(_unseen(rows, groups, keys, start), float("-inf")), -1, out=scores)
-    _call("shares", scores, scores, scores, n, rows // groups, groups, keys, start)
+    _typed("shares", scores, scores, scores, n, rows // groups, groups, keys, start)
     return scores
 
 
@@ -231,7 +230,7 @@ def shares_backward(shares: Tensor, gradient: Tensor, groups: int, start: int) -
     if compiled() is None:
         gradient.masked_fill_(_unseen(rows, groups, keys, start), 0.0)  # a share of nothing has none, be it infinite
         return torch.ops.aten._softmax_backward_data.out(gradient, shares, -1, shares.dtype, grad_input=gradient)
-    _call("shares_backward", shares, shares, shares, gradient, n, rows // groups, groups, keys, start)
+    _typed("shares_backward", shares, shares, shares, gradient, n, rows // groups, groups, keys, start)
     return gradient
 
 
@@ -270,38 +269,6 @@ def attend_backward(
     return True
 
 
-def decodes(width: int, groups: int, batch: int) -> bool:
-    """Whether :func:`decode` is there for heads of this width, so many queries to a key, and so many rows."""
-    there = multiplies(torch.bfloat16) and hasattr(compiled(), "decode")
-    return there and width % 16 == 0 and width <= 256 and groups <= 16 and batch <= FEW
-
-
-def decode(
-    layers: Tensor,
-    x: Tensor,
-    cosine: Tensor,
-    sine: Tensor,
-    lengths: Tensor,
-    epsilon: float,
-    scale: float,
-    shape: tuple[int, int, int, int],
-) -> None:
-    """``x`` [B, H], a token of every row, becomes in place what blocks make of it. ``layers``: int64 [blocks, 55], each
-    as ``decode.c`` lays it out; ``cosine``, ``sine``: float32 [B, D / 2]; ``lengths``: int64 [B], tokens before it;
-    ``shape``: key heads, queries to each, width, capacity."""
-    heads, groups, width, capacity = shape
-    sizes = (*x.shape, heads, groups, width, cosine.shape[1], capacity)
-    if _run("decode", layers, len(layers), x, cosine, sine, lengths, epsilon, scale, *sizes):
-        raise MemoryError(f"decode: {list(x.shape)}")
-
-
-def few(x: Tensor, weight: Tensor) -> Tensor:
-    """``x`` Wᵀ in bfloat16 for up to FEW rows of ``x`` [B, K]; ``weight`` [M, K]."""
-    out = x.new_empty(len(x), len(weight))
-    _run("few", x, weight, out, *out.shape, x.shape[1])
-    return out
-
-
 def _attends(query: Tensor) -> bool:
     whole = query.dtype == torch.bfloat16 and query.shape[-1] % 16 == 0 and compiled() is not None
     return whole and hasattr(compiled(), "attend")
@@ -310,7 +277,7 @@ def _attends(query: Tensor) -> bool:
 def _attended(name: str, arguments: Sequence[Any], starts: Tensor, shape: Sequence[int]) -> None:
     """``shape``: key heads, queries to each, width."""
     assert all(one.is_contiguous() for one in arguments if isinstance(one, Tensor))
-    if _run(name, *arguments, len(starts) - 1, *shape):
+    if run(name, *arguments, len(starts) - 1, *shape):
         raise MemoryError(f"{name}: {list(shape)}")
 
 
@@ -330,7 +297,7 @@ def target_logps(logits: Tensor, targets: Tensor, steep: bool) -> Tensor:
             logits.copy_(wide)
         return logps
     logps = torch.empty(len(targets), dtype=torch.float32)
-    _call("target_logps", logits, logits, logits, targets.contiguous(), logps, int(steep), *logits.shape)
+    _typed("target_logps", logits, logits, logits, targets.contiguous(), logps, int(steep), *logits.shape)
     return logps
 
 
@@ -353,69 +320,5 @@ def dropped(x: Tensor, probability: float, seed: int, onto: Tensor | None = None
         return kept if onto is None else onto.add_(kept)
     out, added = (torch.empty_like(x), 0) if onto is None else (onto, 1)
     rows = x.numel() // x.shape[-1]
-    _call("dropped", x, x, x, out, seed & 0xFFFFFFFF, seed >> 32, count, scale, added, rows, x.shape[-1])
-    return out
-
-
-def multiplies(dtype: torch.dtype) -> bool:
-    """Whether products in ``dtype`` are compiled here; elsewhere they are torch's."""
-    return dtype == torch.bfloat16 and compiled() is not None and hasattr(compiled(), "products")
-
-
-def products(
-    parts: Sequence[tuple[Tensor, Tensor, bool]],
-    bias: Tensor | None = None,
-    onto: Tensor | None = None,
-    out: Tensor | None = None,
-) -> Tensor:
-    """``bias`` plus ``onto`` plus the sum of ``x`` Wᵀ, or of ``x`` W where a part says that W lies across; summed in
-    float32 and rounded once.
-
-    A part is ``x`` [N, K], the weight [M, K], or [K, M] across, both with rows in one piece, and that flag; ``bias``
-    is float32 [M]; ``onto`` [N, M]. The result [N, M] is written to ``out`` where that is given, whose rows may lie
-    apart.
-    """
-    first, weight, across = parts[0]
-    shape = len(first), weight.shape[int(across)]
-    if not multiplies(first.dtype) or any(x.shape[1] % 2 for x, _, _ in parts):
-        total = first.new_zeros(shape) if bias is None else bias.to(first.dtype).expand(shape)
-        for x, weight, across in parts:
-            total = torch.addmm(total, x, weight if across else weight.t())
-        total = total if onto is None else total + onto
-        return total if out is None else out.copy_(total)
-    out = first.new_empty(shape) if out is None else out
-    numbers: list[int] = []
-    for x, weight, across in parts:
-        assert x.stride(1) == weight.stride(1) == 1 and x.dtype == weight.dtype == out.dtype
-        numbers += (x.data_ptr(), x.stride(0), x.shape[1], weight.data_ptr(), weight.stride(0), across)
-    assert onto is None or (onto.dtype == out.dtype and onto.stride() == out.stride())
-    described = (ctypes.c_int64 * len(numbers))(*numbers)
-    if _run("products", described, len(parts), bias, onto, out, out.stride(0), *shape):
-        raise MemoryError(f"products: {list(shape)}")
-    return out
-
-
-def outer(x: Tensor, y: Tensor, scale: float = 1.0, turned: bool = False) -> Tensor:
-    """``scale`` · xᵀ y in float32 [R, K], or its transpose [K, R] where it is ``turned``: ``x`` [N, R] is narrow, as a
-    LoRA's rank is, and ``y`` [N, K]. Rows of either may lie apart."""
-    if not multiplies(x.dtype):
-        return torch.mm(y.t(), x).float().mul_(scale) if turned else torch.mm(x.t(), y).float().mul_(scale)
-    rank, width = x.shape[1], y.shape[1]
-    out = torch.empty((width, rank) if turned else (rank, width), dtype=torch.float32)
-    steps = (1, rank) if turned else (width, 1)
-    if _run("outer", x, x.stride(0), rank, y, y.stride(0), width, out, *steps, scale, len(x)):
-        raise MemoryError(f"outer: {list(out.shape)}")
-    return out
-
-
-def at_weight(gradient: Tensor, x: Tensor, onto: Tensor | None = None) -> Tensor:
-    """The gradient at a weight whose product with ``x`` [N, K] has this one [N, M]: float32 [M, K], added in place to
-    ``onto`` where that is given."""
-    if not multiplies(x.dtype) or gradient.stride(1) != 1 or x.stride(1) != 1:
-        found = torch.mm(gradient.t(), x)
-        return found.float() if onto is None else onto.add_(found)
-    out = torch.empty(gradient.shape[1], x.shape[1]) if onto is None else onto
-    sizes = len(x), gradient.shape[1], x.shape[1]
-    if _run("at_weight", gradient, gradient.stride(0), x, x.stride(0), out, int(onto is not None), *sizes):
-        raise MemoryError(f"at_weight: {list(out.shape)}")
+    _typed("dropped", x, x, x, out, seed & 0xFFFFFFFF, seed >> 32, count, scale, added, rows, x.shape[-1])
     return out

@@ -4,7 +4,7 @@
 
 Nothing is kept but what no product can do without; the norms, the activation and attention's shares are computed again
 in the backward pass. Tokens of several rows lie end to end; only attention and the rotary angles know where a row
-begins. A linear and its LoRA are one product (``kernels.products``), and so are the gradients that meet at one input.
+begins. A linear and its LoRA are one product (``products.summed``), and so are the gradients that meet at one input.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from weitiao.models import kernels
+from weitiao.models import kernels, products
 from weitiao.models.attention import attend, attend_backward, fold, unfold
 from weitiao.models.quantized import QuantizedLinear
 
@@ -230,7 +230,7 @@ class _Forward:
             if group.dropout:
                 self.seeds[first] = kernels.drawn_seed()
                 read = kernels.dropped(x, group.dropout, self.seeds[first])
-            self.small[first] = kernels.products([(read, group.a, False)])
+            self.small[first] = products.summed([(read, group.a, False)])
             parts = zip(group.names, self.small[first].split(group.ranks, 1), group.b, strict=True)
             adapters |= {name: (small, b, False) for name, small, b in parts}
         return {name: self.linear(name, x, onto, adapters.get(name)) for name in names}
@@ -242,8 +242,8 @@ class _Forward:
         parts = [(x, _weight(part, name, self.casts, self.dtype), False), *([adapter] if adapter else [])]
         bias = None if part.bias is None else part.bias.detach().float()
         if onto is None or onto.dtype == self.dtype:
-            return kernels.products(parts, bias, onto)
-        return kernels.add(onto, kernels.products(parts, bias))
+            return products.summed(parts, bias, onto)
+        return kernels.add(onto, products.summed(parts, bias))
 
 
 class _Backward:
@@ -285,12 +285,12 @@ class _Backward:
         """The gradient at the input that linears share, given those at their outputs."""
         linears, groups = self.block.linears, self.groups[next(iter(gradients))]
         parts = [(at, _weight(linears[name], name, self.casts, self.dtype), True) for name, at in gradients.items()]
-        out = kernels.products(
+        out = products.summed(
             parts + [(self.inner(group, gradients), group.a, True) for group in groups if not group.dropout]
         )
         for group in groups:
             if group.dropout:
-                steep = kernels.products([(self.inner(group, gradients), group.a, True)])
+                steep = products.summed([(self.inner(group, gradients), group.a, True)])
                 kernels.dropped(steep, group.dropout, self.seeds[group.names[0]], onto=out)
         return out
 
@@ -300,7 +300,7 @@ class _Backward:
         if first not in self.inners:
             self.inners[first] = inner = gradients[first].new_empty(len(gradients[first]), sum(group.ranks))
             for name, b, out in zip(group.names, group.b, inner.split(group.ranks, 1), strict=True):
-                kernels.products([(gradients[name], b, True)], out=out)
+                products.summed([(gradients[name], b, True)], out=out)
         return self.inners[first]
 
     def at_weights(self, gradients: Mapping[str, Tensor], x: Tensor | None) -> None:
@@ -309,15 +309,15 @@ class _Backward:
         for name, gradient in gradients.items():
             weight, bias = linears[name].weight, linears[name].bias
             if isinstance(weight, Tensor) and weight.requires_grad and x is not None:
-                found[id(weight)] = kernels.at_weight(gradient, x).to(weight.dtype)
+                found[id(weight)] = products.at_weight(gradient, x).to(weight.dtype)
             if bias is not None and bias.requires_grad:
                 found[id(bias)] = gradient.sum(0, dtype=torch.float32).to(bias.dtype)
         for group in self.groups[next(iter(gradients))]:
             assert x is not None  # a LoRA trains
             first = group.names[0]
             read = kernels.dropped(x, group.dropout, self.seeds[first]) if group.dropout else x
-            at_a = kernels.outer(self.inner(group, gradients), read).split(group.ranks)
+            at_a = products.outer(self.inner(group, gradients), read).split(group.ranks)
             for name, rows, small in zip(group.names, at_a, self.small[first].split(group.ranks, 1), strict=True):
                 part: Any = linears[name]
-                at_b = kernels.outer(small, gradients[name], part.scale, turned=True)
+                at_b = products.outer(small, gradients[name], part.scale, turned=True)
                 found[id(part.a)], found[id(part.b)] = rows.to(part.a.dtype), at_b.to(part.b.dtype)

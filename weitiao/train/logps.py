@@ -18,7 +18,8 @@ from torch.utils.checkpoint import checkpoint
 
 from weitiao.models import modules
 from weitiao.models.block import PADDING, takes_padding
-from weitiao.models.kernels import at_weight, multiplies, products, target_logps
+from weitiao.models.kernels import target_logps
+from weitiao.models.products import at_weight, available, summed
 
 CHUNK_ROWS = 128  # positions in one piece at least: with fewer a product is slower
 CHUNK_ELEMENTS = 1 << 25  # logits of one piece otherwise
@@ -121,9 +122,9 @@ def _pieces(hidden: Tensor, targets: Tensor, vocabulary: int):
 def _product(left: Tensor, right: Tensor) -> Tensor:
     """In the dtype of both, whatever autocast says."""
     with torch.autocast(left.device.type, enabled=False):
-        if left.device.type == "cpu" and multiplies(left.dtype) and left.stride(1) == 1:
+        if left.device.type == "cpu" and available(left.dtype) and left.stride(1) == 1:
             across = right.stride(1) == 1
-            return products([(left, right if across else right.t(), across)])
+            return summed([(left, right if across else right.t(), across)])
         return left @ right
 
 

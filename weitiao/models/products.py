@@ -1,0 +1,115 @@
+"""Matrix products in bfloat16 by the processor's own instructions for it (``products.c`` and ``decode.c``).
+
+    out = summed([(x, weight, False), (small, b, False)], bias)     # a linear and its LoRA, rounded once
+
+oneDNN compiles a kernel for every number of rows that it meets; these take any. Where they are not there (float32, no
+AVX-512 BF16, or AMX, which is faster still) the products are torch's. Rows of an input may lie apart, its columns not.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from weitiao.models import kernels
+
+FEW = 32  # rows that are multiplied without laying out the weight
+
+
+def available(dtype: torch.dtype) -> bool:
+    """Whether products in ``dtype`` are compiled here; elsewhere they are torch's."""
+    return dtype == torch.bfloat16 and kernels.compiled() is not None and hasattr(kernels.compiled(), "products")
+
+
+def summed(
+    parts: Sequence[tuple[Tensor, Tensor, bool]],
+    bias: Tensor | None = None,
+    onto: Tensor | None = None,
+    out: Tensor | None = None,
+) -> Tensor:
+    """``bias`` plus ``onto`` plus the sum of ``x`` Wᵀ, or of ``x`` W where a part says that W lies across; summed in
+    float32 and rounded once.
+
+    A part is ``x`` [N, K], the weight [M, K], or [K, M] across, both with rows in one piece, and that flag; ``bias``
+    is float32 [M]; ``onto`` [N, M]. The result [N, M] is written to ``out`` where that is given, whose rows may lie
+    apart.
+    """
+    first, weight, across = parts[0]
+    shape = len(first), weight.shape[int(across)]
+    if not available(first.dtype) or any(x.shape[1] % 2 for x, _, _ in parts):
+        total = first.new_zeros(shape) if bias is None else bias.to(first.dtype).expand(shape)
+        for x, weight, across in parts:
+            total = torch.addmm(total, x, weight if across else weight.t())
+        total = total if onto is None else total + onto
+        return total if out is None else out.copy_(total)
+    out = first.new_empty(shape) if out is None else out
+    numbers: list[int] = []
+    for x, weight, across in parts:
+        assert x.stride(1) == weight.stride(1) == 1 and x.dtype == weight.dtype == out.dtype
+        numbers += (x.data_ptr(), x.stride(0), x.shape[1], weight.data_ptr(), weight.stride(0), across)
+    assert onto is None or (onto.dtype == out.dtype and onto.stride() == out.stride())
+    described = (ctypes.c_int64 * len(numbers))(*numbers)
+    if kernels.run("products", described, len(parts), bias, onto, out, out.stride(0), *shape):
+        raise MemoryError(f"products: {list(shape)}")
+    return out
+
+
+def outer(x: Tensor, y: Tensor, scale: float = 1.0, turned: bool = False) -> Tensor:
+    """``scale`` · xᵀ y in float32 [R, K], or its transpose [K, R] where it is ``turned``: ``x`` [N, R] is narrow, as a
+    LoRA's rank is, and ``y`` [N, K]. Rows of either may lie apart."""
+    if not available(x.dtype):
+        return torch.mm(y.t(), x).float().mul_(scale) if turned else torch.mm(x.t(), y).float().mul_(scale)
+    rank, width = x.shape[1], y.shape[1]
+    out = torch.empty((width, rank) if turned else (rank, width), dtype=torch.float32)
+    steps = (1, rank) if turned else (width, 1)
+    if kernels.run("outer", x, x.stride(0), rank, y, y.stride(0), width, out, *steps, scale, len(x)):
+        raise MemoryError(f"outer: {list(out.shape)}")
+    return out
+
+
+def at_weight(gradient: Tensor, x: Tensor, onto: Tensor | None = None) -> Tensor:
+    """The gradient at a weight whose product with ``x`` [N, K] has this one [N, M]: float32 [M, K], added in place to
+    ``onto`` where that is given."""
+    if not available(x.dtype) or gradient.stride(1) != 1 or x.stride(1) != 1:
+        found = torch.mm(gradient.t(), x)
+        return found.float() if onto is None else onto.add_(found)
+    out = torch.empty(gradient.shape[1], x.shape[1]) if onto is None else onto
+    sizes = len(x), gradient.shape[1], x.shape[1]
+    if kernels.run("at_weight", gradient, gradient.stride(0), x, x.stride(0), out, int(onto is not None), *sizes):
+        raise MemoryError(f"at_weight: {list(out.shape)}")
+    return out
+
+
+def decodes(width: int, groups: int, batch: int) -> bool:
+    """Whether :func:`decode` is there for heads of this width, so many queries to a key, and so many rows."""
+    there = available(torch.bfloat16) and hasattr(kernels.compiled(), "decode")
+    return there and width % 16 == 0 and width <= 256 and groups <= 16 and batch <= FEW
+
+
+def decode(
+    layers: Tensor,
+    x: Tensor,
+    cosine: Tensor,
+    sine: Tensor,
+    lengths: Tensor,
+    epsilon: float,
+    scale: float,
+    shape: tuple[int, int, int, int],
+) -> None:
+    """``x`` [B, H], a token of every row, becomes in place what blocks make of it. ``layers``: int64 [blocks, 55], each
+    as ``decode.c`` lays it out; ``cosine``, ``sine``: float32 [B, D / 2]; ``lengths``: int64 [B], tokens before it;
+    ``shape``: key heads, queries to each, width, capacity."""
+    heads, groups, width, capacity = shape
+    sizes = (*x.shape, heads, groups, width, cosine.shape[1], capacity)
+    if kernels.run("decode", layers, len(layers), x, cosine, sine, lengths, epsilon, scale, *sizes):
+        raise MemoryError(f"decode: {list(x.shape)}")
+
+
+def few(x: Tensor, weight: Tensor) -> Tensor:
+    """``x`` Wᵀ in bfloat16 for up to FEW rows of ``x`` [B, K]; ``weight`` [M, K]."""
+    out = x.new_empty(len(x), len(weight))
+    kernels.run("few", x, weight, out, *out.shape, x.shape[1])
+    return out
