@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -40,13 +40,28 @@ PADDING = "padding"  # the option by which the number of padding tokens behind e
 MARK = "_weitiao_pass"  # under which a pass hangs on the angles that transformers hands to all blocks
 
 
+class Kept(Protocol):
+    """What the lowest ``blocks`` blocks made of rows (``train.trunk``)."""
+
+    blocks: int
+
+    def read(self) -> Tensor | None:
+        """The states [N, H] behind them of the rows of this pass; None where they have to be computed."""
+        ...
+
+    def write(self, states: Tensor) -> None:
+        """Keep these."""
+        ...
+
+
 @contextmanager
-def fused(model: nn.Module, active: bool = True) -> Iterator[None]:
-    """While it is open, the blocks of ``model`` that are known, on a CPU and without a cache, run in one piece."""
+def fused(model: nn.Module, active: bool = True, trunk: Kept | None = None) -> Iterator[None]:
+    """While it is open, the blocks of ``model`` that are known, on a CPU and without a cache, run in one piece; what
+    those of the ``trunk`` make of rows without padding is taken from there."""
     layers, body = _known(model) if active else [], modules.inner(model)
     alone = not layers or len(layers) < len(modules.blocks(model))
     for layer in layers:
-        layer.forward = partial(_forward, [] if alone else layers, layer)
+        layer.forward = partial(_forward, [] if alone else layers, layer, None if alone else trunk)
     body.weitiao_fused = bool(layers)
     try:
         yield
@@ -93,9 +108,12 @@ class _Pass:
     shape: torch.Size  # of the hidden states, [B, T, H]
     places: Tensor | None = None
     blocks: dict[int, Block] = field(default_factory=dict)
+    kept: Tensor | None = None  # what the trunk has of these rows
 
 
-def _forward(layers: list[Any], layer: Any, hidden_states: Tensor, *positional: Any, **options: Any) -> Tensor:
+def _forward(
+    layers: list[Any], layer: Any, trunk: Kept | None, hidden_states: Tensor, *positional: Any, **options: Any
+) -> Tensor:
     """In the place of the ``forward`` of ``layer``; ``layers``: all that there are, if all are known."""
     padding, angles = options.pop(PADDING, None), options.get("position_embeddings")
     found: _Pass | None = None
@@ -108,11 +126,18 @@ def _forward(layers: list[Any], layer: Any, hidden_states: Tensor, *positional: 
         if found is None or block is None or not kernels.serves(found.dtype, hidden_states.dtype):
             return type(layer).forward(layer, hidden_states, *positional, **options)
         return whole.run(hidden_states.flatten(0, 1), found.rows, block, found.dtype).view(hidden_states.shape)
+    number = layers.index(layer)
     packed = hidden_states.flatten(0, 1)
-    if layer is layers[0]:
+    if number == 0:
         packed = packed.index_select(0, found.places)
-    packed = whole.run(packed, found.rows, found.blocks[id(layer)], found.dtype)
-    if layer is layers[-1]:
+        found.kept = trunk.read() if trunk else None
+    if found.kept is None or trunk is None or number >= trunk.blocks:
+        packed = whole.run(packed, found.rows, found.blocks[id(layer)], found.dtype)
+    if trunk and number == trunk.blocks - 1:
+        if found.kept is None:
+            trunk.write(packed)
+        packed = packed if found.kept is None else found.kept
+    if number == len(layers) - 1:
         tokens = packed.new_zeros(found.shape[0] * found.shape[1], found.shape[2])
         return tokens.index_copy(0, found.places, packed).view(found.shape)
     return packed[None]
@@ -130,8 +155,8 @@ def _pass(
     batch, length, _ = hidden.shape
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else hidden.dtype
     turns = [part[..., : part.shape[-1] // 2].float().expand(batch, -1, -1).flatten(0, 1) for part in angles]
-    fits = layer in layers[:1] and without_padding(dtype) and kernels.serves(dtype, hidden.dtype)
-    lengths = length - padding if padding is not None and fits and padding.any() else None
+    fits = layers and layer is layers[0] and without_padding(dtype) and kernels.serves(dtype, hidden.dtype)
+    lengths = length - padding if padding is not None and fits else None
     blocks: dict[int, Block] = {}
     if lengths is not None:
         known = {id(layer): read(layer) for layer in layers if not _masked(layer, hidden, options)}

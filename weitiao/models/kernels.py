@@ -63,8 +63,7 @@ def _built(compiler: list[str]) -> Path:
     """The library's path; compiles it if it is not there yet."""
     version = subprocess.run([*compiler, "--version"], capture_output=True, text=True, timeout=SECONDS).stdout
     flags = [*FLAGS, *_threads()]
-    sources = [path.read_text("utf-8") for path in (SOURCE, *INCLUDED)]
-    facts = [*sources, *compiler, *flags, version, platform.machine(), _processor()]
+    facts = [source(), *compiler, *flags, version, platform.machine(), _processor()]
     name = f"{hashlib.sha256(chr(0).join(facts).encode()).hexdigest()[:24]}.so"
     path = cache_folder() / "kernels" / name
     if path.is_file():
@@ -76,6 +75,11 @@ def _built(compiler: list[str]) -> Path:
         subprocess.run(command, check=True, capture_output=True, text=True, timeout=SECONDS)
         os.replace(made, path)
     return path
+
+
+def source() -> str:
+    """The text of all kernels."""
+    return "".join(path.read_text("utf-8") for path in (SOURCE, *INCLUDED))
 
 
 def _threads() -> list[str]:

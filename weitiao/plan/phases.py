@@ -30,6 +30,7 @@ from weitiao.train.course import Course
 from weitiao.train.optim import state_bytes, step_bytes
 from weitiao.train.options import TrainOptions
 from weitiao.train.tasks import Task
+from weitiao.train.trunk import SHARE
 
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 IMPORT_BYTES = 430 << 20  # torch, transformers, peft and the model's class, imported: measured resident size
@@ -208,7 +209,8 @@ def plan(
     held = Held.of(shape, method, dtype, options, saved_bytes)
     recompute = recomputes(options, shape, course.micro_batch_tokens, dtype, facts)
     cost = speed.Cost.of(shape, method, tape, facts, recompute, options.optimizer)
-    steps = walk(course, tape, held, cost, recompute)
+    trunk = trunk_blocks(shape, method, options, course, facts, tape)
+    steps = walk(course, tape, held, cost, recompute, trunk / shape.layers)
     pass_bytes, pass_seconds = validation_pass(validation, course.micro_batch_tokens, tape, cost)
     code = activations.kernel_bytes(shape, method, tape, steps.sizes) if on_cpu else 0
     parts = {"weights": held.weights, "optimizer": held.moments - held.paged, "kernels": code}
@@ -216,7 +218,7 @@ def plan(
     disk = disk_bytes(shape, method, options, held, dtype)
     needs = {
         "load": (loading_bytes(shape, dtype, file_bytes), 0),
-        "train": (kept + steps.peak_bytes, held.paged if on_cpu else 0),
+        "train": (kept + steps.peak_bytes, (held.paged if on_cpu else 0) + states_bytes(course, tape, trunk)),
         "evaluate": (kept + pass_bytes, 0),
         "checkpoint": (kept + min(held.paged, max(held.window, SHARD_BYTES)), disk),
     }
@@ -243,8 +245,24 @@ def plan(
     )
 
 
-def walk(course: Course, tape: Tape, held: Held, cost: speed.Cost, recompute: bool) -> Steps:
-    """Every step of the run: its peak over what is held, and its time."""
+def trunk_blocks(shape: Shape, method: Method, options: TrainOptions, course: Course, facts: Facts, tape: Tape) -> int:
+    """How many of the lowest blocks will run in the first epoch only (``train.trunk``)."""
+    embedded = any(shape.tensors[name] == (shape.vocab, shape.hidden) for name in method.base_names(shape))
+    again = course.total_steps > course.steps_per_epoch and not course.pack_tokens
+    if options.trunk == "off" or tape.padded or method.adds or embedded or not again:
+        return 0
+    blocks = shape.layers - tape.blocks
+    return blocks if states_bytes(course, tape, blocks) <= SHARE * facts.free_disk_bytes else 0
+
+
+def states_bytes(course: Course, tape: Tape, blocks: int) -> int:
+    """What is kept of so many blocks on disk."""
+    return sum(map(len, course.train)) * tape.hidden_bytes if blocks else 0
+
+
+def walk(course: Course, tape: Tape, held: Held, cost: speed.Cost, recompute: bool, trunk_share: float = 0.0) -> Steps:
+    """Every step of the run: its peak over what is held, and its time; ``trunk_share`` of the blocks run in the first
+    epoch only."""
     read, worst, most, peak, seconds = 0, 1, 0, 0, 0.0
     sizes: set[int] = set()
     for step in range(1, course.total_steps + 1):
@@ -252,7 +270,8 @@ def walk(course: Course, tape: Tape, held: Held, cost: speed.Cost, recompute: bo
         seconds += cost.optimiser_seconds
         for number, batch in enumerate(batches):
             (tokens, length), trained = computed(lens := [*map(len, batch)], tape), sum(e.trained_tokens for e in batch)
-            seconds += cost.micro_batch_seconds(tokens, length, trained)
+            kept_share = trunk_share if step > course.steps_per_epoch else 0.0
+            seconds += cost.micro_batch_seconds(tokens, length, trained, kept_share)
             read += sum(lens)
             sizes.add(tokens)
             kept = tape.kept_bytes(tokens, length, trained, recompute)

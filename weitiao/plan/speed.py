@@ -74,13 +74,15 @@ class Cost:
             bytes_per_second=facts.bytes_per_second,
         )
 
-    def micro_batch_seconds(self, tokens: int, length: int, trained: int) -> float:
-        """Forward and backward of ``tokens`` in rows of ``length``, ``trained`` of them predicted."""
-        flops = tokens * (self.product_flops * (1.0 + self.backward) + self.adapter_flops)
-        flops += tokens * length * self.attention_flops * (1.0 + 2.5 * min(self.backward, 1.0))
+    def micro_batch_seconds(self, tokens: int, length: int, trained: int, kept: float = 0.0) -> float:
+        """Forward and backward of ``tokens`` in rows of ``length``, ``trained`` of them predicted; ``kept``: the share
+        of the blocks whose outputs are there already."""
+        ahead = 1.0 - kept
+        flops = tokens * (self.product_flops * (ahead + self.backward) + self.adapter_flops)
+        flops += tokens * length * self.attention_flops * (ahead + 2.5 * min(self.backward, 1.0))
         flops += trained * self.head_flops * (1.0 + self.head_backward)
         started = self.start_seconds + length * self.step_seconds
-        return flops / self.flops_per_second + tokens * self.moved_bytes / self.bytes_per_second + started
+        return flops / self.flops_per_second + ahead * (tokens * self.moved_bytes / self.bytes_per_second + started)
 
     def forward_seconds(self, tokens: int, length: int, trained: int) -> float:
         """The same without a backward pass."""

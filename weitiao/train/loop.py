@@ -12,7 +12,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,6 +33,7 @@ from weitiao.train.options import TrainOptions
 from weitiao.train.paging import Paged
 from weitiao.train.stopping import Stop
 from weitiao.train.tasks import Task
+from weitiao.train.trunk import Trunk
 from weitiao.weights.folders import problems
 
 Evaluator = Callable[[nn.Module], Mapping[str, float]]
@@ -80,8 +81,9 @@ def fit(
     was_training = model.training
     with (
         state.started(resume),
+        Trunk.of(model, course, options, run) or nullcontext() as state.trunk,
         Stop() as stop,
-        engine(model, options, course.micro_batch_tokens),
+        engine(model, options, course.micro_batch_tokens, state.trunk),
     ):
         model.train()
         try:
@@ -161,6 +163,7 @@ class Trainer:
             weight_decay=options.weight_decay,
         )
         self.paged = Paged.of(self.optimizer, options.optimizer, run.path) if options.paged_optimizer else None
+        self.trunk: Trunk | None = None
         self.guard = Guard()
         self.step = 0
         self.best: dict[str, Any] | None = None
@@ -204,9 +207,13 @@ class Trainer:
         total = torch.zeros((), device=self.device)
         with self.method.training(self.model):
             for examples in batches:
+                if self.trunk:
+                    self.trunk.rows = self.trunk.numbers(examples)
                 loss = self.loss(examples) / trained_tokens
                 loss.backward()
                 total += loss.detach()
+            if self.trunk:
+                self.trunk.rows = []
         penalty = self.method.penalty(self.model)
         if isinstance(penalty, torch.Tensor):
             penalty.backward()

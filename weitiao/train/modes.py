@@ -17,7 +17,7 @@ from torch import nn
 
 from weitiao.methods.base import compute_dtype, computing
 from weitiao.models import kernels
-from weitiao.models.block import fused, packs
+from weitiao.models.block import Kept, fused, packs
 from weitiao.models.quantized import codes_only
 from weitiao.train import checkpoint, memory
 from weitiao.train.dropout import quick
@@ -38,11 +38,11 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def engine(model: Any, options: TrainOptions, batch_tokens: int) -> Iterator[None]:
+def engine(model: Any, options: TrainOptions, batch_tokens: int, trunk: Kept | None = None) -> Iterator[None]:
     """How a micro-batch of so many tokens is computed in training: with quick dropout, known blocks in one piece, freed
     memory at hand, and activations computed twice where they would not fit."""
     again = memory.recomputes(options.memory, model, batch_tokens)
-    with memory.kept(), quick(model), fused(model, whole(options)):
+    with memory.kept(), quick(model), fused(model, whole(options), trunk):
         if again:
             model.activation_checkpointing_enable({"use_reentrant": False})
         try:

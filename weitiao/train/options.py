@@ -85,6 +85,11 @@ class TrainOptions(Options):
         description="auto: blocks of Llama's kind run in one piece on a CPU, equal up to rounding and faster; plain: "
         "transformers' own modules",
     )
+    trunk: Literal["auto", "off"] = Field(
+        default="auto",
+        description="auto: what the lowest blocks make of the rows, if nothing trains in them, is kept in the run "
+        "folder while the run lasts, so that only the first epoch computes it; off: every epoch does",
+    )
     seed: int = Field(default=0, ge=0, description="order of the rows, dropout, initial adapter weights")
 
     @model_validator(mode="after")
