@@ -138,7 +138,14 @@ class Run:
                 stage.clear()
         for name in (METRICS, "env.json", "plan.json", "predictions.jsonl", "report.md", "loss.png", RECIPE):
             (self.path / name).unlink(missing_ok=True)
-        for folder in (self.checkpoints, self.adapter, self.model, self.tokenizer, self.path / "merged"):
+        for folder in (
+            self.checkpoints,
+            self.adapter,
+            self.model,
+            self.tokenizer,
+            self.path / "merged",
+            self.path / "trunk",
+        ):
             shutil.rmtree(folder, ignore_errors=True)
 
 

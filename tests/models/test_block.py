@@ -27,6 +27,7 @@ METHOD_VALUES = {
     "full": {"name": "full"},
     "freeze": {"name": "freeze", "blocks": 2, "norms": True, "modules": ["layers.0.mlp"]},
     "lora": LORA,
+    "odd": LORA | {"rank": 5, "target_modules": ["q_proj", "v_proj", "gate_proj", "down_proj"]},
     "some": LORA | {"target_modules": ["q_proj", "o_proj", "up_proj", "down_proj"], "rslora": True},
 }
 
@@ -110,13 +111,16 @@ def test_codes_as_frozen_weights(kind):
     assert all(apart(gradients[name], right[name]) < 1e-4 for name in right)
 
 
-def test_computing_activations_again_changes_nothing():
+def test_computing_activations_again_changes_nothing(monkeypatch):
     model, (ids, weight) = made("qwen3", LORA | {"dropout": 0.3}), batch()
     torch.manual_seed(7)
     _, straight = ran(model, ids, True, weight)
     modules.inner(model).activation_checkpointing_enable({"use_reentrant": False})
+    count, run = [], whole.run
+    monkeypatch.setattr(whole, "run", lambda *arguments, **named: count.append(1) or run(*arguments, **named))
     torch.manual_seed(7)
     _, again = ran(model, ids, True, weight)
+    assert len(count) == 6  # three blocks, and again
     assert straight.keys() == again.keys() and all(torch.equal(straight[name], again[name]) for name in straight)
 
 
@@ -175,7 +179,7 @@ def test_fifty_steps_have_the_losses_of_the_reference():
 def used(monkeypatch, model, **options) -> int:
     """How many blocks of a forward pass ran in one piece."""
     count, run = [], whole.run
-    monkeypatch.setattr(whole, "run", lambda *arguments: count.append(1) or run(*arguments))
+    monkeypatch.setattr(whole, "run", lambda *arguments, **named: count.append(1) or run(*arguments, **named))
     with fused(model), computing(model):
         modules.backbone(model)(input_ids=torch.arange(5, 25)[None], **{"use_cache": False} | options)
     return len(count)
@@ -224,7 +228,7 @@ def test_padding_is_not_computed_and_changes_nothing(monkeypatch, values, dtype)
     lengths[random.randrange(4)] = 40
     weight *= (torch.arange(40) < lengths[:, None])[..., None]
     (exact, right), seen, run = ran(model, ids, True, weight), [], whole.run
-    monkeypatch.setattr(whole, "run", lambda hidden, *rest: seen.append(len(hidden)) or run(hidden, *rest))
+    monkeypatch.setattr(whole, "run", lambda hidden, **rest: seen.append(len(hidden)) or run(hidden, **rest))
     hidden, gradients = ran(model, ids, True, weight, **{block.PADDING: 40 - lengths})
     packed = block.without_padding(dtype)
     assert seen == 3 * [int(lengths.sum()) if packed else ids.numel()]
@@ -240,9 +244,9 @@ def test_padding_is_computed_where_a_block_is_not_known():
     hook = modules.blocks(model)[1].mlp.register_forward_hook(lambda module, inputs, output: output)
     wanted, _ = ran(model, ids, False, weight)
     found, _ = ran(model, ids, True, weight, **{block.PADDING: torch.tensor([0, 7])})
-    assert apart(found, wanted) < 1e-5 and not block.packs(model, torch.float32)
+    assert apart(found, wanted) < 1e-5 and not block.packs(model, torch.float32, 30)
     hook.remove()
-    assert block.packs(model, torch.float32) == (kernels.compiled() is not None)
+    assert block.packs(model, torch.float32, 30) == (kernels.compiled() is not None)
 
 
 def test_switched_off_adapters_leave_the_base(monkeypatch):

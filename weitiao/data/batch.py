@@ -25,6 +25,7 @@ from weitiao.errors import InputError, t
 if TYPE_CHECKING:
     import torch
 
+SPREAD = 4  # times the bound that a micro-batch without padding may have with it: embeddings and the last norm have it
 START_TOKENS = 128  # what starting one more micro-batch costs: padding below it is cheaper than a cut
 
 
@@ -102,7 +103,8 @@ def micro_batches(
         tokens = 0
         for start in range(end - 1, -1, -1):
             tokens = (end - start) * padded_length(lengths[rows[start]]) if padded else tokens + lengths[rows[start]]
-            if bound is not None and tokens > bound and end - start > 1:
+            spread = 0 if padded else (end - start) * padded_length(lengths[rows[start]])
+            if bound is not None and max(tokens, spread // SPREAD) > bound and end - start > 1:
                 break  # further rows are longer still
             before = costs[start]
             cost = (before[0] + tokens + START_TOKENS, 0) if padded else (before[0] + 1, before[1] + tokens * tokens)

@@ -21,8 +21,8 @@ from weitiao.demo.database import FIELDS, Hotel, invent, record
 from weitiao.demo.dialogues import ARGUMENTS, Guest, phrases
 from weitiao.demo.noise import aside, guest, kept_back, said
 
-TALKS = 32_000
-SEARCHES = 18_000
+TALKS = 30_000
+SEARCHES = 14_000
 BOXES = (("items", "total"), ("list", "n"), ("results", "found"), ("hotels", "number"))
 SYSTEMS = "你是助手。 你帮客人订房。 你是客服。 你负责查询。 你是前台。 请回答客人。 你是一个有用的助手。".split()
 

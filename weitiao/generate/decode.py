@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from weitiao import machine
 from weitiao.methods.base import compute_dtype
 from weitiao.methods.virtual import leading
 from weitiao.models import kernels, modules, products
@@ -58,16 +59,19 @@ class Decoder:
         parts = [part for block in blocks for part in block.linears.values()]
         if not all(isinstance(part.weight, Tensor) and not part.dropout for part in parts):
             return None
+        rounded = sum(part.weight.numel() for part in parts if part.weight.dtype != DTYPE)
+        if rounded * DTYPE.itemsize > machine.memory().available_bytes // 2:
+            return None
         head, embedding = modules.head(model), inner.get_input_embeddings()
         plain = type(head) is nn.Linear and head.bias is None and type(embedding) is nn.Embedding
-        plain &= not embedding._forward_hooks and not embedding._forward_pre_hooks
+        called = (*modules.blocks(model), embedding, modules.backbone(model), head)
+        plain &= not any(module._forward_hooks or module._forward_pre_hooks for module in called)
         plain &= tokens <= (getattr(inner.config, "sliding_window", None) or tokens)
         rope = (getattr(inner.config, "rope_parameters", None) or {}).get("rope_type", "default")
         groups = _rows(blocks[0].linears["q"]) // _rows(blocks[0].linears["k"])
         alike = len({(block.width, block.scale, block.norms["input"][1]) for block in blocks}) == 1
-        even = all(_columns(part) % 2 == 0 and (part.a is None or len(part.a) % 2 == 0) for part in parts)
         there = products.decodes(blocks[0].width, groups, rows)
-        return cls(model, blocks, rows) if plain and alike and even and there and rope in ROPE_TYPES else None
+        return cls(model, blocks, rows) if plain and alike and there and rope in ROPE_TYPES else None
 
     def prefill(self, prompts: Sequence[Sequence[int]], shared: int = 0) -> Tensor:
         """Logits [B, V] after prompts, whose first ``shared`` tokens are the same and computed once."""
@@ -171,7 +175,3 @@ def _rounded(block: Block) -> Block:
 
 def _rows(part: Linear) -> int:
     return part.weight.shape[0]  # type: ignore[union-attr]
-
-
-def _columns(part: Linear) -> int:
-    return part.weight.shape[1]  # type: ignore[union-attr]

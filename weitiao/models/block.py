@@ -22,6 +22,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from weitiao.models import kernels, modules, products, whole
 from weitiao.models.attention import even
@@ -37,6 +38,7 @@ FAMILIES = {  # model_type: the class of its blocks
 PADDING = "padding"  # the option by which the number of padding tokens behind every row, int64 [B], comes to a block
 
 
+CALLS_ARE_WRAPPED = "__call__" in vars(GradientCheckpointingLayer)  # as they were before transformers wrapped forward
 MARK = "_weitiao_pass"  # under which a pass hangs on the angles that transformers hands to all blocks
 
 
@@ -88,9 +90,13 @@ def known_blocks(model: nn.Module) -> list[Block]:
     return blocks if blocks and len(blocks) == len(modules.blocks(model)) else []
 
 
-def packs(model: nn.Module, dtype: torch.dtype) -> bool:
-    """Whether padding costs next to nothing in this model's training with products in ``dtype``."""
-    return bool(known_blocks(model)) and without_padding(dtype)
+def packs(model: nn.Module, dtype: torch.dtype, longest: int) -> bool:
+    """Whether padding costs next to nothing in this model's training with products in ``dtype`` on rows of up to
+    ``longest`` tokens."""
+    window = getattr(modules.inner(model).config, "sliding_window", None)
+    quiet = not any(getattr(layer.self_attn, "attention_dropout", 0.0) for layer in _known(model))
+    fits = window is None or longest <= window
+    return without_padding(dtype) and fits and quiet and bool(known_blocks(model))
 
 
 def without_padding(dtype: torch.dtype) -> bool:
@@ -125,14 +131,14 @@ def _forward(
         block = None if found is None or _masked(layer, hidden_states, options) else read(layer)
         if found is None or block is None or not kernels.serves(found.dtype, hidden_states.dtype):
             return type(layer).forward(layer, hidden_states, *positional, **options)
-        return whole.run(hidden_states.flatten(0, 1), found.rows, block, found.dtype).view(hidden_states.shape)
+        return _run(layer, hidden_states.flatten(0, 1), found, block).view(hidden_states.shape)
     number = layers.index(layer)
     packed = hidden_states.flatten(0, 1)
     if number == 0:
         packed = packed.index_select(0, found.places)
         found.kept = trunk.read() if trunk else None
     if found.kept is None or trunk is None or number >= trunk.blocks:
-        packed = whole.run(packed, found.rows, found.blocks[id(layer)], found.dtype)
+        packed = _run(layer, packed, found, found.blocks[id(layer)])
     if trunk and number == trunk.blocks - 1:
         if found.kept is None:
             trunk.write(packed)
@@ -141,6 +147,14 @@ def _forward(
         tokens = packed.new_zeros(found.shape[0] * found.shape[1], found.shape[2])
         return tokens.index_copy(0, found.places, packed).view(found.shape)
     return packed[None]
+
+
+def _run(layer: Any, tokens: Tensor, found: _Pass, block: Block) -> Tensor:
+    """The block itself, without keeping anything for the backward pass where the model is told to compute it again."""
+    run = partial(whole.run, rows=found.rows, block=block, dtype=found.dtype)
+    if CALLS_ARE_WRAPPED or not (layer.training and layer.gradient_checkpointing and torch.is_grad_enabled()):
+        return run(tokens)
+    return layer._gradient_checkpointing_func(run, tokens)
 
 
 def _pass(

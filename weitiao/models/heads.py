@@ -99,16 +99,17 @@ def scores(model: nn.Module, ids: Tensor, attention: Tensor) -> Tensor:
     import torch
 
     from weitiao.models import modules, shape
+    from weitiao.models.block import PADDING, takes_padding
 
     inner = modules.inner(model)
     if shape.kind_of(inner.config) != "causal":
         return inner(input_ids=ids, attention_mask=attention).logits.float()
     places = torch.arange(ids.shape[1], device=ids.device)
     last = (attention * (places + 1)).argmax(1)
-    given = {} if bool((attention.sum(1) == last + 1).all()) else {
-        "attention_mask": attention,
-        "position_ids": (attention.cumsum(1) - 1).clamp(min=0),
-    }  # fmt: skip
+    if not bool((attention.sum(1) == last + 1).all()):
+        given = {"attention_mask": attention, "position_ids": (attention.cumsum(1) - 1).clamp(min=0)}
+    else:
+        given = {PADDING: ids.shape[1] - attention.sum(1)} if takes_padding(model) else {}
     hidden = modules.backbone(model)(input_ids=ids, use_cache=False, **given).last_hidden_state[:, -ids.shape[1] :]
     (name,) = shape.read(inner.config).head_modules
     return inner.get_submodule(name)(hidden[torch.arange(len(ids), device=ids.device), last]).float()

@@ -63,7 +63,7 @@ def _built(compiler: list[str]) -> Path:
     """The library's path; compiles it if it is not there yet."""
     version = subprocess.run([*compiler, "--version"], capture_output=True, text=True, timeout=SECONDS).stdout
     flags = [*FLAGS, *_threads()]
-    facts = [source(), *compiler, *flags, version, platform.machine(), _processor()]
+    facts = [source(), *compiler, *flags, version, platform.machine(), processor()]
     name = f"{hashlib.sha256(chr(0).join(facts).encode()).hexdigest()[:24]}.so"
     path = cache_folder() / "kernels" / name
     if path.is_file():
@@ -91,7 +91,7 @@ def _threads() -> list[str]:
     return [str(found[0]), "-Wl,--as-needed"] if found else []
 
 
-def _processor() -> str:
+def processor() -> str:
     """What tells this processor from others that may share the folder."""
     try:
         lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()

@@ -40,10 +40,11 @@ def summed(
     first, weight, across = parts[0]
     shape = len(first), weight.shape[int(across)]
     if not available(first.dtype) or any(x.shape[1] % 2 for x, _, _ in parts):
-        total = first.new_zeros(shape) if bias is None else bias.to(first.dtype).expand(shape)
-        for x, weight, across in parts:
-            total = torch.addmm(total, x, weight if across else weight.t())
-        total = total if onto is None else total + onto
+        weight = weight if across else weight.t()
+        total = torch.mm(first, weight) if bias is None else torch.addmm(bias.to(first.dtype), first, weight)
+        for x, weight, across in parts[1:]:
+            total.addmm_(x, weight if across else weight.t())
+        total = total if onto is None else total.add_(onto)
         return total if out is None else out.copy_(total)
     out = first.new_empty(shape) if out is None else out
     numbers: list[int] = []
@@ -73,7 +74,8 @@ def outer(x: Tensor, y: Tensor, scale: float = 1.0, turned: bool = False) -> Ten
 def at_weight(gradient: Tensor, x: Tensor, onto: Tensor | None = None) -> Tensor:
     """The gradient at a weight whose product with ``x`` [N, K] has this one [N, M]: float32 [M, K], added in place to
     ``onto`` where that is given."""
-    if not available(x.dtype) or gradient.stride(1) != 1 or x.stride(1) != 1:
+    plain = x.device.type != "cpu" or gradient.stride(1) != 1 or x.stride(1) != 1
+    if plain or not available(x.dtype):
         found = torch.mm(gradient.t(), x)
         return found.float() if onto is None else onto.add_(found)
     out = torch.empty(gradient.shape[1], x.shape[1]) if onto is None else onto

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn.functional import pad
 
 from weitiao.models import kernels, products
 from weitiao.models.attention import attend, attend_backward, fold, unfold
@@ -156,7 +157,7 @@ def _weight(part: Linear, name: str, casts: dict[str, Tensor], dtype: torch.dtyp
 
 class _Group(NamedTuple):
     """LoRAs of linears that share an input, and what of it dropout lets through: ``a`` [ranks, K], one below the other,
-    and scale · B of each, in the dtype of products."""
+    and scale · B of each, in the dtype of products; ranks are made even, by zeros."""
 
     names: list[str]
     ranks: list[int]
@@ -172,13 +173,17 @@ def _groups(block: Block, names: Sequence[str], dtype: torch.dtype) -> list[_Gro
     return [
         _Group(
             [name for name, _ in group],
-            [len(part.a) for _, part in group],
-            (torch.cat([part.a for _, part in group]) if len(group) > 1 else group[0][1].a).to(dtype),
-            [(part.b * part.scale).to(dtype) for _, part in group],
+            [_even(len(part.a)) for _, part in group],
+            torch.cat([pad(part.a, (0, 0, 0, len(part.a) % 2)) for _, part in group]).to(dtype),
+            [pad(part.b * part.scale, (0, len(part.a) % 2)).to(dtype) for _, part in group],
             group[0][1].dropout,
         )
         for group in ([adapted] if alike and adapted else [[one] for one in adapted])
     ]
+
+
+def _even(rank: int) -> int:
+    return rank + rank % 2
 
 
 class _Forward:
@@ -320,4 +325,5 @@ class _Backward:
             for name, rows, small in zip(group.names, at_a, self.small[first].split(group.ranks, 1), strict=True):
                 part: Any = linears[name]
                 at_b = products.outer(small, gradients[name], part.scale, turned=True)
-                found[id(part.a)], found[id(part.b)] = rows.to(part.a.dtype), at_b.to(part.b.dtype)
+                rank = len(part.a)
+                found[id(part.a)], found[id(part.b)] = rows[:rank].to(part.a.dtype), at_b[:, :rank].to(part.b.dtype)

@@ -20,6 +20,7 @@ from typing import Any
 from weitiao import machine
 from weitiao.data.batch import Example, padded_length, plan_epoch
 from weitiao.methods.base import Method
+from weitiao.methods.expand import Expand
 from weitiao.models import kernels
 from weitiao.models.shape import Shape
 from weitiao.plan import activations, speed
@@ -249,9 +250,9 @@ def trunk_blocks(shape: Shape, method: Method, options: TrainOptions, course: Co
     """How many of the lowest blocks will run in the first epoch only (``train.trunk``)."""
     embedded = any(shape.tensors[name] == (shape.vocab, shape.hidden) for name in method.base_names(shape))
     again = course.total_steps > course.steps_per_epoch and not course.pack_tokens
-    if options.trunk == "off" or tape.padded or method.adds or embedded or not again:
+    if options.trunk == "off" or tape.padded or embedded or not again:
         return 0
-    blocks = shape.layers - tape.blocks
+    blocks = 1 if isinstance(method, Expand) else shape.layers - tape.blocks  # new blocks stand behind old ones
     return blocks if states_bytes(course, tape, blocks) <= SHARE * facts.free_disk_bytes else 0
 
 

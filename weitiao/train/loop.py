@@ -75,7 +75,8 @@ def fit(
     written; RunError for a full disk or three steps in a row whose loss or gradient is not finite.
     """
     check(model, train)
-    course = Course(train, task, options, padded(model, options))
+    longest = max(map(len, train))
+    course = Course(train, task, options, padded(model, method, options, longest))
     state = Trainer(model, method, task, options, run, course, pad_id, progress)
     state.validation, state.evaluators = validation or (), evaluators or {}
     was_training = model.training

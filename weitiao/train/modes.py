@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from weitiao.methods.base import compute_dtype, computing
+from weitiao.data.batch import padded_length
+from weitiao.methods.base import Method, compute_dtype, computing
 from weitiao.models import kernels
 from weitiao.models.block import Kept, fused, packs
 from weitiao.models.quantized import codes_only
@@ -57,10 +58,12 @@ def whole(options: TrainOptions) -> bool:
     return options.engine == "auto" and kernels.compiled() is not None
 
 
-def padded(model: Any, options: TrainOptions) -> bool:
-    """Whether padding is computed in training ``model``."""
+def padded(model: Any, method: Method, options: TrainOptions, longest: int) -> bool:
+    """Whether padding is computed in training ``model``, to which ``method`` is attached, on rows of up to ``longest``
+    tokens."""
     on_cpu = next(model.parameters()).device.type == "cpu"
-    return not (on_cpu and whole(options) and packs(model, compute_dtype(model)))
+    known = on_cpu and method.fuses and whole(options)
+    return not (known and packs(model, compute_dtype(model), padded_length(longest)))
 
 
 def seed_everything(seed: int) -> None:

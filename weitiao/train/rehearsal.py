@@ -33,7 +33,8 @@ def rehearse(
 ) -> float:
     """Forward and backward of the worst micro-batch; returns its mean loss, and leaves no gradient and no random number
     used. RunError if memory does not suffice or the loss is not finite."""
-    course = Course(train, task, options, padded(model, options))
+    longest = max(map(len, train))
+    course = Course(train, task, options, padded(model, method, options, longest))
     state = checkpoint.random_state()
     examples = worst(course)
     batch = collate(examples, pad_id, positions(model)).to(next(model.parameters()).device)

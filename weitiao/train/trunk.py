@@ -14,7 +14,9 @@ that a resumed run takes it up only if nothing has changed; it goes when the run
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
+import os
 import shutil
 from collections.abc import Sequence
 from typing import Any
@@ -29,7 +31,7 @@ from weitiao.data.batch import Example
 from weitiao.errors import say
 from weitiao.methods.base import compute_dtype
 from weitiao.methods.virtual import leading
-from weitiao.models import kernels, modules
+from weitiao.models import attention, block, kernels, modules, products, whole
 from weitiao.runs import Run, write_atomic
 from weitiao.train.course import Course
 from weitiao.train.options import TrainOptions
@@ -56,19 +58,31 @@ class Trunk:
     def of(cls, model: nn.Module, course: Course, options: TrainOptions, run: Run) -> Trunk | None:
         """What can be kept in this run; None where every epoch differs or is the only one, where something below the
         first block trains, where blocks do not run in one piece, or where the disk has no room, which is said."""
+        made = cls._of(model, course, options, run)
+        if made is None:
+            shutil.rmtree(run.path / FOLDER, ignore_errors=True)
+        return made
+
+    @classmethod
+    def _of(cls, model: nn.Module, course: Course, options: TrainOptions, run: Run) -> Trunk | None:
         blocks = frozen_blocks(model)
         again = course.total_steps > course.steps_per_epoch
         if options.trunk == "off" or course.padded or course.pack_tokens or not (again and blocks):
             return None
         width, dtype = modules.embedding(model).weight.shape[1], modules.embedding(model).weight.dtype
         needed = trunk_bytes(sum(map(len, course.train)), width, dtype.itemsize)
-        free = machine.disk(run.path).free_bytes
+        own = run.path / FOLDER / STATES
+        free = machine.disk(run.path).free_bytes + (own.stat().st_size if own.is_file() else 0)
         if needed > SHARE * free:
             message = "frozen blocks run in every epoch: to keep what they make takes {needed} MiB, and {free} are free"
             say(message, needed=needed >> 20, free=free >> 20)
             return None
         lengths = [len(example) for example in course.train]
-        made = cls(blocks, lengths, width, dtype, run, digest(model, blocks, course))
+        try:
+            made = cls(blocks, lengths, width, dtype, run, digest(model, blocks, course))
+        except OSError as error:
+            say("what frozen blocks make of the rows is not kept: {reason}", reason=error.strerror or error)
+            return None
         made.numbers_by_id = {id(example): number for number, example in enumerate(course.train)}
         return made
 
@@ -90,8 +104,13 @@ class Trunk:
         if not whole:
             shutil.rmtree(self.path, ignore_errors=True)
             self.path.mkdir(parents=True)
+            with states.open("wb") as file:  # all of it now: a full disk would end the process later, without a word
+                if hasattr(os, "posix_fallocate"):
+                    os.posix_fallocate(file.fileno(), 0, item().nbytes * shape[0] * shape[1])
+                else:
+                    file.truncate(item().nbytes * shape[0] * shape[1])
         self.kept[:] = whole
-        self.states: Any = np.memmap(states, item, "r+" if whole else "w+", shape=shape)
+        self.states: Any = np.memmap(states, item, "r+", shape=shape)
 
     def read(self) -> Tensor | None:
         """The states [N, H] of the rows of this pass, end to end; None where one of them has not been computed yet."""
@@ -128,8 +147,8 @@ def frozen_blocks(model: nn.Module) -> int:
     before = [parameter for parameter in modules.embedding(model).parameters() if parameter.requires_grad]
     if before or leading(model):
         return 0
-    blocks = list(modules.blocks(model))
-    return next((i for i, block in enumerate(blocks) if any(p.requires_grad for p in block.parameters())), len(blocks))
+    layers = list(modules.blocks(model))
+    return next((i for i, layer in enumerate(layers) if any(p.requires_grad for p in layer.parameters())), len(layers))
 
 
 def trunk_bytes(tokens: int, width: int, item_bytes: int) -> int:
@@ -142,8 +161,10 @@ def digest(model: nn.Module, blocks: int, course: Course) -> str:
     found = hashlib.blake2b(digest_size=16)
     parts = [modules.embedding(model), *list(modules.blocks(model))[:blocks]]
     for tensor in (tensor for part in parts for tensor in part.state_dict().values()):
-        found.update(tensor.contiguous().view(torch.uint8).numpy().data)
+        found.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
     facts = [modules.inner(model).config.to_json_string(), course.fingerprint()["rows_crc32"], blocks]
-    facts += [kernels.source(), torch.__version__, transformers.__version__, str(compute_dtype(model))]
+    code = [inspect.getsource(module) for module in (attention, block, kernels, products, whole)]
+    facts += [*code, kernels.source(), kernels.processor(), str(compute_dtype(model))]
+    facts += [torch.__version__, transformers.__version__]
     found.update(json.dumps(facts).encode())
     return found.hexdigest()
