@@ -57,10 +57,9 @@ class Decoder:
         if not blocks or model.device.type != "cpu" or compute_dtype(model) != DTYPE or leading(model):
             return None
         parts = [part for block in blocks for part in block.linears.values()]
-        if not all(isinstance(part.weight, Tensor) and not part.dropout for part in parts):
-            return None
-        rounded = sum(part.weight.numel() for part in parts if part.weight.dtype != DTYPE)
-        if rounded * DTYPE.itemsize > machine.memory().available_bytes // 2:
+        weights = [part.weight for part in parts if isinstance(part.weight, Tensor) and not part.dropout]
+        rounded = sum(weight.numel() for weight in weights if weight.dtype != DTYPE)
+        if len(weights) < len(parts) or rounded * DTYPE.itemsize > machine.memory().available_bytes // 2:
             return None
         head, embedding = modules.head(model), inner.get_input_embeddings()
         plain = type(head) is nn.Linear and head.bias is None and type(embedding) is nn.Embedding
