@@ -36,7 +36,7 @@ def read_before() -> str:
     chats = [*talks.talks(0), *talks.searches(0)]
     texts += [message.content for chat in chats for message in chat.messages]
     for seed in (0, 1):
-        rows = list(dialogues(Database.build(seed), "train", 800, seed))
+        rows = list(dialogues(Database.build(seed), "train", 1600, seed))
         texts += [message.content for chat in rows for message in chat.messages]
     return "\n".join(texts)
 
@@ -58,7 +58,7 @@ def test_no_test_hotel_stands_in_what_was_read(read_before):
 def test_every_held_guest_speaks_in_held_pieces_only():
     """Without its slot values, no sentence of a test guest is a sentence of a training guest."""
     database = Database.build(3)
-    trained = set(said(list(dialogues(database, "train", 800, 3))))
+    trained = set(said(list(dialogues(database, "train", 1600, 3))))
     for part in ("validation", "test"):
         sentences = said(list(dialogues(database, part, 100, 3)))
         assert len(sentences) > 150

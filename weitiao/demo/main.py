@@ -50,7 +50,7 @@ def verb(
     output: Annotated[Path, typer.Option(help="the run folder; a former demo in it is replaced")] = Path(
         "runs/hotel-demo"
     ),
-    count: Annotated[int, typer.Option("--dialogues", min=20, help="how many dialogues are written")] = 800,
+    count: Annotated[int, typer.Option("--dialogues", min=20, help="how many dialogues are written")] = 1600,
     epochs: Annotated[float, typer.Option(min=0.01, help="times that tuning sees the training dialogues")] = EPOCHS,
     as_json: Annotated[bool, typer.Option("--json", help="end with one JSON object on stdout")] = False,
 ) -> None:
@@ -61,7 +61,7 @@ def verb(
 
 
 def demo(
-    seed: int = 0, output: str | Path = "runs/hotel-demo", count: int = 800, epochs: float = EPOCHS
+    seed: int = 0, output: str | Path = "runs/hotel-demo", count: int = 1600, epochs: float = EPOCHS
 ) -> dict[str, Any]:
     """Run the main job; returns the figures that ``--json`` prints. Everything lands in the run folder ``output``.
 
