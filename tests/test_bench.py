@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 
+import psutil
 import pytest
 
 from weitiao import bench, cli
@@ -41,6 +42,14 @@ def test_training_is_measured(capsys, rows, model, method):
     assert found["first_step_after_seconds"] > 0
     part = found["tokens_per_second"] / found["roofline_tokens_per_second"]
     assert found["of_roofline"] == pytest.approx(part, abs=2e-3)
+
+
+def test_busy_processes_end_with_the_block():
+    before = set(psutil.Process().children())
+    with bench.busy_beside(2):
+        beside = set(psutil.Process().children()) - before
+        assert len(beside) == 2 and all(one.is_running() for one in beside)
+    assert not any(one.is_running() for one in beside)
 
 
 def test_generation_is_measured(capsys, model):

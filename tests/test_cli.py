@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 import subprocess
 import sys
 import time
@@ -32,7 +33,7 @@ VERBS = {
     "report": ["--json"],
     "merge": ["--json"],
     "chat": ["--json", "--tools", "--temperature", "--seed"],
-    "bench train": ["--json", "--shape", "--method", "--data", "--steps"],
+    "bench train": ["--json", "--shape", "--method", "--data", "--steps", "--busy"],
     "bench generate": ["--json", "--shape", "--batch"],
     "bench peers": ["--json", "--peer", "--rounds"],
     "demo": ["--json", "--seed"],
@@ -55,6 +56,20 @@ def test_every_verb_exists_and_has_its_options(verb: cli.Verb, capsys: pytest.Ca
     assert cli.main([*verb.words.split(), "--help"]) == 0
     shown = capsys.readouterr().out
     assert not [option for option in VERBS[verb.words] if option not in shown]
+
+
+def test_threads_wait_briefly_unless_a_person_says_otherwise():
+    """The OpenMP library reads it when torch loads it, so a process of its own must have set it by then."""
+    code = "import os, sys; from weitiao import cli; cli.main(['--version']); print(os.environ.get('GOMP_SPINCOUNT'))"
+    clean = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+
+    def spins(**environment: str) -> str:
+        command = [sys.executable, "-c", code]
+        return subprocess.run(command, capture_output=True, text=True, env=clean | environment).stdout.split()[-1]
+
+    assert spins() == cli.WAITING["GOMP_SPINCOUNT"]
+    assert spins(GOMP_SPINCOUNT="7") == "7"
+    assert spins(OMP_WAIT_POLICY="active") == "None"
 
 
 def test_help_is_quick_and_imports_nothing_heavy():

@@ -15,12 +15,14 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import random
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Annotated, Any
@@ -81,10 +83,11 @@ def train_verb(
     method: Annotated[str, typer.Option(help=f"one of {', '.join(METHODS)}")] = "lora",
     data: Annotated[Path | None, typer.Option(help="rows to train on; invented ones of a chat's lengths")] = None,
     steps: Annotated[int, typer.Option(min=WARM_STEPS + 1, help="optimiser steps")] = 32,
+    busy: Annotated[int, typer.Option(min=0, help="processes beside it that keep a core busy each")] = 0,
     as_json: AsJson = False,
 ) -> None:
     """Train for some steps: tokens a second, peak memory, loss, and the limit."""
-    found = training(shape, method, data, steps, words or ())
+    found = training(shape, method, data, steps, words or (), busy)
     print(json.dumps(found) if as_json else _table(found))
 
 
@@ -164,9 +167,10 @@ def side_by_side(
             label = f"{one.partition('=')[0]}, {number}"
             commands[label] = [python or sys.executable, str(PEERS), "--peer", name, "--model", model, *job, *more]
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in commands}
+    as_found = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"}  # the command line's own
     for number in range(rounds):
         for name, command in commands.items():
-            done = subprocess.run(command, capture_output=True, text=True)
+            done = subprocess.run(command, capture_output=True, text=True, env=as_found)
             if done.returncode:
                 last = done.stderr.strip().splitlines()[-5:] or [t("exit code {code}", code=done.returncode)]
                 raise RunError([f"{name}: {line}" for line in last])
@@ -186,7 +190,12 @@ def side_by_side(
 
 
 def training(
-    shape: str, method: str = "lora", data: Path | None = None, steps: int = 32, overrides: Sequence[str] = ()
+    shape: str,
+    method: str = "lora",
+    data: Path | None = None,
+    steps: int = 32,
+    overrides: Sequence[str] = (),
+    busy: int = 0,
 ) -> dict[str, Any]:
     """The figures of ``weitiao bench train``, measured in this process, whose peak memory is one of them.
 
@@ -210,7 +219,8 @@ def training(
             "output": str(Path(scratch) / "run"),
         }
         built, tree = recipe.load(values, overrides)
-        result = recipe.run(built, tree=tree)
+        with busy_beside(busy):
+            result = recipe.run(built, tree=tree)
         records = [record for record in result.fit.history if "loss" in record]
         ready = (result.run.path / "plan.json").stat().st_mtime  # written just before the first step
     counted = records[WARM_STEPS:]
@@ -233,7 +243,21 @@ def training(
         "of_roofline": round(tokens / seconds * flops / (gflops * 1e9), 3),
         "first_step_after_seconds": round(ready + records[0]["seconds"] - begun, 2),
         "steps": len(records),
+        "busy": busy,
     }
+
+
+@contextmanager
+def busy_beside(processes: int) -> Iterator[None]:
+    """So many processes that do nothing but keep a core busy, until the block, or this process, ends."""
+    spin = [sys.executable, "-c", "import os\nparent = os.getppid()\nwhile os.getppid() == parent: pass"]
+    beside = [subprocess.Popen(spin) for _ in range(processes)]
+    try:
+        yield
+    finally:
+        for one in beside:
+            one.kill()
+            one.wait()
 
 
 def flops_per_token(shape: Shape, method: Method, answered: float) -> float:

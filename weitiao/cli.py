@@ -19,6 +19,8 @@ from typing import Any, NamedTuple
 from weitiao.errors import InputError, WeitiaoError, t
 
 GARBAGE = 100_000, 20, 20  # new objects between searches for cycles: at Python's 700 they take a second of the imports
+WAITING = {"GOMP_SPINCOUNT": "1000"}  # turns of a thread that waits for another before it sleeps: GNU's 300,000 keep a
+# core that another process could use, and the thread that is waited for may be what it keeps from running
 
 
 class Verb(NamedTuple):
@@ -84,6 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
     gc.set_threshold(*GARBAGE)
+    _share_cores()
     if not debug:
         warnings.simplefilter("ignore")  # libraries' notes to their own callers
     try:
@@ -105,6 +108,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         message = "{kind}: {problem} (not foreseen: --debug shows where it arose)"
         return _fail(t(message, kind=type(error).__name__, problem=error), 1)
+
+
+def _share_cores() -> None:
+    """How threads wait, before torch's OpenMP library is loaded and reads it; a person's own choice stays."""
+    if "OMP_WAIT_POLICY" not in os.environ:
+        for name, value in WAITING.items():
+            os.environ.setdefault(name, value)
 
 
 def _fail(problems: str, code: int) -> int:
