@@ -13,6 +13,7 @@ from weitiao.methods import METHODS
 from weitiao.methods.base import computing
 from weitiao.models import block, kernels, modules, quantized, tiny, whole
 from weitiao.models.block import FAMILIES, fused
+from weitiao.models.prefixes import LEAST, OPTION, Fronts, Layout
 
 SIZES = {
     "hidden_size": 96,
@@ -229,7 +230,7 @@ def test_padding_is_not_computed_and_changes_nothing(monkeypatch, values, dtype)
     weight *= (torch.arange(40) < lengths[:, None])[..., None]
     (exact, right), seen, run = ran(model, ids, True, weight), [], whole.run
     monkeypatch.setattr(whole, "run", lambda hidden, **rest: seen.append(len(hidden)) or run(hidden, **rest))
-    hidden, gradients = ran(model, ids, True, weight, **{block.PADDING: 40 - lengths})
+    hidden, gradients = ran(model, ids, True, weight, **{OPTION: Layout.of(ids, lengths)})
     packed = block.without_padding(dtype)
     assert seen == 3 * [int(lengths.sum()) if packed else ids.numel()]
     bound = 1e-5 if dtype == torch.float32 else 0.02
@@ -239,11 +240,68 @@ def test_padding_is_not_computed_and_changes_nothing(monkeypatch, values, dtype)
     assert all(apart(gradients[name], right[name]) < 3 * bound for name in right)
 
 
+def alike(rows: int = 5, length: int = 90) -> tuple[torch.Tensor, torch.Tensor, int]:
+    """Rows of which two and three begin alike, their lengths, and how many tokens need not be computed."""
+    ids, lengths = torch.randint(5, 300, (rows, length)), torch.randint(length // 2 + 1, length + 1, (rows,))
+    ids[:, 0] = torch.arange(rows)
+    first, second = (random.randrange(LEAST, length // 2) for _ in range(2))
+    ids[2, :first] = ids[0, :first]
+    ids[3:, :second] = ids[1, :second]
+    ids[2, first], ids[3, second], ids[4, second] = ids[0, first] + 1, ids[1, second] + 1, ids[1, second] + 2
+    return ids, lengths, first + 2 * second
+
+
+@pytest.mark.parametrize("twin", [False, True], ids=["compiled", "torch"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("values", METHOD_VALUES.values(), ids=METHOD_VALUES)
+def test_what_rows_have_in_common_is_computed_once_and_changes_nothing(monkeypatch, values, dtype, twin):
+    """Of every row its own tokens count and, in three rows, all of them: what is in common has gradients of several."""
+    model, (ids, lengths, saved) = made("qwen3", values, dtype), alike()
+    if twin:
+        monkeypatch.setattr(kernels, "attend", lambda *arguments: False)
+        monkeypatch.setattr(kernels, "attend_backward", lambda *arguments: False)
+    weight = torch.randn(*ids.shape, SIZES["hidden_size"]) * (torch.arange(90) < lengths[:, None])[..., None]
+    options = {OPTION: Layout.of(ids, lengths)}
+    with monkeypatch.context() as apart_rows:
+        apart_rows.setattr(Fronts, "of", lambda *arguments: None)
+        exact, right = ran(model, ids, True, weight, **options)
+    seen, run = [], whole.run
+    monkeypatch.setattr(whole, "run", lambda hidden, **rest: seen.append(len(hidden)) or run(hidden, **rest))
+    hidden, gradients = ran(model, ids, True, weight, **options)
+    packed = block.without_padding(dtype)
+    assert seen == 3 * [int(lengths.sum()) - saved if packed else ids.numel()]
+    bound = 1e-5 if dtype == torch.float32 else 0.02
+    real = weight.abs().amax(-1) > 0
+    assert apart(hidden[real], exact[real]) < bound
+    assert gradients.keys() == right.keys()
+    assert all(apart(gradients[name], right[name]) < 3 * bound for name in right)
+
+
+def test_what_is_drawn_for_every_row_is_not_shared_unless_asked_for(monkeypatch):
+    model, (ids, lengths, saved) = made("llama", LORA | {"dropout": 0.2}), alike()
+    seen, run = [], whole.run
+    monkeypatch.setattr(whole, "run", lambda hidden, **rest: seen.append(len(hidden)) or run(hidden, **rest))
+    for mode, sharing in (("train", "auto"), ("train", "on"), ("eval", "auto"), ("eval", "off")):
+        getattr(model, mode)()
+        with fused(model, sharing=sharing), computing(model):
+            modules.backbone(model)(input_ids=ids, use_cache=False, **{OPTION: Layout.of(ids, lengths)})
+    tokens = int(lengths.sum())
+    assert seen[::3] == [tokens, tokens - saved, tokens - saved, tokens]
+
+
+def test_rows_follow_the_one_they_share_most_with():
+    ids = torch.arange(5)[:, None] * 1000 + torch.arange(60)
+    ids[1, :30], ids[2, :20], ids[3], ids[4, : LEAST - 1] = ids[0, :30], ids[0, :20], ids[0], ids[0, : LEAST - 1]
+    found = Layout.of(ids, torch.tensor([60, 60, 60, 40, 60]))
+    assert found.leaders.tolist() == [0, 0, 0, 0, 4]
+    assert found.many.tolist() == [39, 30, 20, 39, 0]  # of a row that is no more than another's beginning, all but one
+
+
 def test_padding_is_computed_where_a_block_is_not_known():
     model, (ids, weight) = made("llama", LORA | {"target_modules": ["q_proj"]}), batch(2, 30)
     hook = modules.blocks(model)[1].mlp.register_forward_hook(lambda module, inputs, output: output)
     wanted, _ = ran(model, ids, False, weight)
-    found, _ = ran(model, ids, True, weight, **{block.PADDING: torch.tensor([0, 7])})
+    found, _ = ran(model, ids, True, weight, **{OPTION: Layout.of(ids, torch.tensor([30, 23]))})
     assert apart(found, wanted) < 1e-5 and not block.packs(model, torch.float32, 30)
     hook.remove()
     assert block.packs(model, torch.float32, 30) == (kernels.compiled() is not None)

@@ -109,27 +109,46 @@ INLINE float exponentials(float *line, size seen, size columns) {
     return _mm512_reduce_add_ps(total);
 }
 
+/* The tokens that row s has in front and has in common with others, if there are fronts: fronts[s] is the first of them,
+ * fronts[sequences + s] their number. They lie in the row itself, or in an earlier one, which alone has them. */
+INLINE size borrowed(const size *fronts, const size *starts, size sequences, size s) {
+    return fronts && fronts[s] != starts[s] ? fronts[sequences + s] : 0;
+}
+
+/* What lies in front, [count, width], and behind it the row's own, [own, width]. */
+INLINE const bf16 *joined(const bf16 *front, size count, const bf16 *row, size own, size width, bf16 *to) {
+    if (!count) return row;
+    memcpy(to, front, count * width * sizeof(bf16));
+    memcpy(to + count * width, row, own * width * sizeof(bf16));
+    return to;
+}
+
 /* Causal attention within rows that lie end to end, row s from starts[s] to starts[s + 1]: query [heads, tokens * groups,
  * width], scaled, key and value [heads, tokens, width] to out [tokens, heads * groups, width]. Where lengths are given,
- * a row is the end of one of so many tokens, and keys and values are [sequences, heads, capacity, width]. Returns 0, or
- * 1 for want of memory. width is a multiple of 16. */
-int attend(const bf16 *query, const bf16 *key, const bf16 *value, bf16 *out, const size *starts, const size *lengths,
-           size capacity, size sequences, size heads, size groups, size width) {
+ * a row is the end of one of so many tokens, and keys and values are [sequences, heads, capacity, width]; fronts: see
+ * above. Returns 0, or 1 for want of memory. width is a multiple of 16. */
+int attend(const bf16 *query, const bf16 *key, const bf16 *value, bf16 *out, const size *starts, const size *fronts,
+           const size *lengths, size capacity, size sequences, size heads, size groups, size width) {
     int failed = 0;
     size tokens = starts[sequences];
 #pragma omp parallel for schedule(dynamic) reduction(| : failed)
     for (size one = 0; one < sequences * heads; one++) {
-        size start = starts[one / heads], head = one % heads, asking = starts[one / heads + 1] - start;
-        size length = lengths ? lengths[one / heads] : asking, before = length - asking;
-        size apart = UP(length, 64), lines = UP(length, 2), place = lengths ? one * capacity : head * tokens + start;
+        size s = one / heads, start = starts[s], head = one % heads, asking = starts[s + 1] - start;
+        size front = borrowed(fronts, starts, sequences, s), length = lengths ? lengths[s] : front + asking;
+        size before = length - asking, place = lengths ? one * capacity : head * tokens + start;
+        size apart = UP(length, 64), lines = UP(length, 2);
         const bf16 *q = query + (head * tokens + start) * groups * width;
-        const bf16 *k = key + place * width, *v = value + place * width;
-        size bytes = 4 * (apart * width / 2 + lines / 2 * width + QUERIES * (apart + apart / 2 + width + width / 2));
+        size bytes = 4 * (apart * width / 2 + lines / 2 * width + QUERIES * (apart + apart / 2 + width + width / 2) +
+                          (front ? length * width : 0));
         uint32_t *keys = scratch(bytes), *values = keys + apart * width / 2;
         if (!keys) {
             failed = 1;
             continue;
         }
+        size first = front ? (head * tokens + fronts[s]) * width : 0;
+        bf16 *room = (bf16 *)(keys + bytes / 4) - 2 * length * width;
+        const bf16 *k = joined(key + first, front, key + place * width, asking, width, room);
+        const bf16 *v = joined(value + first, front, value + place * width, asking, width, room + length * width);
         float *scores = (float *)(values + lines / 2 * width), *sums = scores + QUERIES * apart;
         uint32_t *parts = (uint32_t *)(sums + QUERIES * width), *asked = parts + QUERIES * apart / 2;
         stand(k, length, width, keys, apart);
@@ -160,24 +179,54 @@ int attend(const bf16 *query, const bf16 *key, const bf16 *value, bf16 *out, con
     return failed;
 }
 
-/* Its gradients at query, key and value, laid out as these are, given the one at out. */
+/* What rows have in common, the gradients at its keys and values: the sums of every row that sees it, in the order of the
+ * rows, rounded once. Behind fronts lie, for every row, how many such tokens are in the rows before it, and then how many
+ * in all: [heads, all, 2, width] is what is shared. */
+static void gather(const float *shared, bf16 *at_key, bf16 *at_value, const size *starts, const size *fronts,
+                   size sequences, size heads, size width) {
+    const size *counts = fronts + sequences, *places = counts + sequences;
+    size tokens = starts[sequences], total = places[sequences];
+#pragma omp parallel for schedule(dynamic)
+    for (size one = 0; one < sequences * heads; one++) {
+        size s = one / heads, head = one % heads;
+        if (fronts[s] != starts[s]) continue;
+        for (size t = 0; t < counts[s]; t++)
+            for (size i = 0; i < 2 * width; i += 16) {
+                __m512 sum = _mm512_setzero_ps();
+                for (size other = s; other < sequences; other++)
+                    if (fronts[other] == starts[s] && t < counts[other])
+                        sum = _mm512_add_ps(
+                            sum, _mm512_loadu_ps(shared + (head * total + places[other] + t) * 2 * width + i));
+                bf16 *to = i < width ? at_key + i : at_value + i - width;
+                put16(to + (head * tokens + starts[s] + t) * width, sum);
+            }
+    }
+}
+
+/* Its gradients at query, key and value, laid out as these are, given the one at out. With fronts also where row s has its
+ * sums among shared, for which there is room (see gather). */
 int attend_backward(const bf16 *gradient, const bf16 *query, const bf16 *key, const bf16 *value, bf16 *at_query,
-                    bf16 *at_key, bf16 *at_value, const size *starts, size sequences, size heads, size groups,
-                    size width) {
+                    bf16 *at_key, bf16 *at_value, const size *starts, const size *fronts, float *shared,
+                    size sequences, size heads, size groups, size width) {
     int failed = 0;
     size tokens = starts[sequences];
 #pragma omp parallel for schedule(dynamic) reduction(| : failed)
     for (size one = 0; one < sequences * heads; one++) {
-        size start = starts[one / heads], length = starts[one / heads + 1] - start, head = one % heads;
+        size s = one / heads, start = starts[s], asking = starts[s + 1] - start, head = one % heads;
+        size before = borrowed(fronts, starts, sequences, s), length = before + asking;
         size apart = UP(length, 64), lines = UP(length, TILE), place = (head * tokens + start) * width;
-        const bf16 *q = query + place * groups, *k = key + place, *v = value + place;
+        const bf16 *q = query + place * groups;
         size bytes = 4 * (apart * width + lines / 2 * width + 2 * lines * width + QUERIES * (3 * apart + 4 * width) +
-                          QUERIES / 2 * apart);
+                          QUERIES / 2 * apart + (before ? length * width : 0));
         uint32_t *keys = scratch(bytes), *values = keys + apart * width / 2;
         if (!keys) {
             failed = 1;
             continue;
         }
+        size first = before ? (head * tokens + fronts[s]) * width : 0;
+        bf16 *room = (bf16 *)(keys + bytes / 4) - 2 * length * width;
+        const bf16 *k = joined(key + first, before, key + place, asking, width, room);
+        const bf16 *v = joined(value + first, before, value + place, asking, width, room + length * width);
         uint32_t *laced = values + apart * width / 2;
         float *key_sums = (float *)(laced + lines / 2 * width), *value_sums = key_sums + lines * width;
         float *shares = value_sums + lines * width, *slopes = shares + QUERIES * apart;
@@ -190,9 +239,9 @@ int attend_backward(const bf16 *gradient, const bf16 *query, const bf16 *key, co
         stand(v, length, width, values, apart);
         lace(k, length, width, laced, lines);
         memset(key_sums, 0, 2 * lines * width * sizeof(float));
-        for (size from = 0; from < length * groups; from += QUERIES) {
-            size rows = length * groups - from < QUERIES ? length * groups - from : QUERIES;
-            size end = (from + rows - 1) / groups + 1, columns = UP(end, 64), full = UP(rows, TILE);
+        for (size from = 0; from < asking * groups; from += QUERIES) {
+            size rows = asking * groups - from < QUERIES ? asking * groups - from : QUERIES;
+            size end = before + (from + rows - 1) / groups + 1, columns = UP(end, 64), full = UP(rows, TILE);
             memcpy(asked, q + from * width, rows * width * sizeof(bf16));
             for (size row = 0; row < rows; row++) {
                 size t = start + (from + row) / groups, j = head * groups + (from + row) % groups;
@@ -209,7 +258,7 @@ int attend_backward(const bf16 *gradient, const bf16 *query, const bf16 *key, co
                 __m512 scale[2], inner[2];
                 for (int two = 0; two < 2; two++) {
                     float *share = shares + (row + two) * columns, *slope = slopes + (row + two) * columns;
-                    size seen = row + two < rows ? (from + row + two) / groups + 1 : 1;
+                    size seen = row + two < rows ? before + (from + row + two) / groups + 1 : 1;
                     __m512 sum = _mm512_setzero_ps();
                     scale[two] = _mm512_set1_ps(1.0f / exponentials(share, seen, columns));
                     for (size i = 0; i < columns; i += 16)
@@ -237,10 +286,18 @@ int attend_backward(const bf16 *gradient, const bf16 *query, const bf16 *key, co
             product(ended, width, laced_shares, 1, columns, laced_given, width, value_sums, width, full / 2, 1);
             product(ended, width, laced_slopes, 1, columns, laced_asked, width, key_sums, width, full / 2, 1);
         }
-        for (size i = 0; i < length * width; i += 16) {
-            put16(at_key + place + i, _mm512_loadu_ps(key_sums + i));
-            put16(at_value + place + i, _mm512_loadu_ps(value_sums + i));
+        size common = fronts ? fronts[sequences + s] : 0;
+        for (size t = 0; t < common; t++) {
+            float *to = shared + (head * fronts[3 * sequences] + fronts[2 * sequences + s] + t) * 2 * width;
+            memcpy(to, key_sums + t * width, width * sizeof(float));
+            memcpy(to + width, value_sums + t * width, width * sizeof(float));
         }
+        for (size t = common, to = place + (common - before) * width; t < length; t++, to += width)
+            for (size i = 0; i < width; i += 16) {
+                put16(at_key + to + i, _mm512_loadu_ps(key_sums + t * width + i));
+                put16(at_value + to + i, _mm512_loadu_ps(value_sums + t * width + i));
+            }
     }
+    if (fronts && !failed) gather(shared, at_key, at_value, starts, fronts, sequences, heads, width);
     return failed;
 }

@@ -115,83 +115,101 @@ def unfold(
     return kernels.turned(split, target, *angles, scale, back=True).flatten(2, 3)
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, starts: Tensor) -> Tensor:
+def attend(query: Tensor, key: Tensor, value: Tensor, starts: Tensor, fronts: Tensor | None = None) -> Tensor:
     """Folded query [heads, N · groups, D], scaled, key and value [heads, N, D] to [N, heads · groups · D]. Row s of the
-    N tokens is those from ``starts`` [s] (int64) up to the next start, and sees nothing of the others."""
+    N tokens is those from ``starts`` [s] (int64) up to the next start, and sees of the others only what it has in front
+    in common with an earlier row (``fronts``: ``prefixes.Fronts.table``)."""
     heads, tokens, width = key.shape
     groups = query.shape[1] // tokens
     out = query.new_empty(tokens, heads, groups, width)
-    if not kernels.attend(query, key, value, out, starts):
-        for first, last, (q, k, v) in _even_rows(starts, query, key, value):
-            count, length, _ = k.shape
-            target = out[first:last].view(count // heads, length, heads, groups, width)
-            for start, end, share, _ in _blocks(q, k, groups, buffers=1):
-                block = torch.bmm(share, v[:, :end]).view(heads, -1, end - start, groups, width)
-                target[:, start:end] = block.permute(1, 2, 0, 3, 4)
+    if not kernels.attend(query, key, value, out, starts, fronts):
+        for first, last, front, (q, k, v) in _even_rows(starts, fronts, query, key, value):
+            k, v = _behind(key, front, k), _behind(value, front, v)
+            target = out[first:last].view(len(q) // heads, -1, heads, groups, width)
+            for rows, share, _ in _blocks(q, k, groups, buffers=1):
+                block = torch.bmm(share, v[:, : share.shape[2]]).view(heads, len(target), -1, groups, width)
+                target[:, rows.start // groups : rows.stop // groups] = block.permute(1, 2, 0, 3, 4)
     return out.flatten(1)
 
 
 def attend_backward(
-    gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, starts: Tensor
+    gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, starts: Tensor, fronts: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients at the folded query, key and value, given the contiguous one at :func:`attend`'s output."""
     heads, tokens, width = key.shape
     gradient = gradient.view(tokens, heads, -1, width)
     found = torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
-    if not kernels.attend_backward(gradient, query, key, value, *found, starts):
-        given = fold(gradient.view(1, tokens, -1, width), heads)
-        for _, _, (q, k, v, g, *at) in _even_rows(starts, query, key, value, given, *found):
-            _attend_backward(g, q, k, v, *at)
-    return found
+    if kernels.attend_backward(gradient, query, key, value, *found, starts, fronts):
+        return found
+    given, groups = fold(gradient.view(1, tokens, -1, width), heads), query.shape[1] // tokens
+    sums = [torch.zeros(key.shape), torch.zeros(key.shape)]  # several rows give to what they have in common
+    for _, _, front, (q, k, v, g, at_q, *at) in _even_rows(starts, fronts, query, key, value, given, found[0], *sums):
+        totals = _attend_backward(g, q, _behind(key, front, k), _behind(value, front, v), at_q, groups)
+        for own, total in zip(at, totals, strict=True):
+            own += total[:, total.shape[1] - own.shape[1] :]
+        if front is not None:
+            for whole, total in zip(sums, totals, strict=True):
+                whole[:, front] += total[:, : front.stop - front.start]
+    return found[0], sums[0].to(key.dtype), sums[1].to(key.dtype)
 
 
 def _attend_backward(
-    given: Tensor, query: Tensor, key: Tensor, value: Tensor, at_query: Tensor, at_key: Tensor, at_value: Tensor
-) -> None:
-    """For rows of one length: query, its gradient and the one at the output [n, T · groups, D], the others [n, T, D];
-    the last three are written."""
-    groups = query.shape[1] // key.shape[1]
-    totals: list[Tensor] = []  # at key and value: gathered from all blocks in float32, rounded once
-    for start, end, share, work in _blocks(query, key, groups, buffers=2):
-        rows = slice(start * groups, end * groups)
-        block = given[:, rows]
+    given: Tensor, query: Tensor, key: Tensor, value: Tensor, at_query: Tensor, groups: int
+) -> list[Tensor]:
+    """For rows of one length: query, the gradient at it, which is written, and the one at the output [n, T · groups, D];
+    key and value [n, before + T, D], the gradients at which are returned."""
+    totals: list[Tensor] = []  # gathered from all blocks in float32
+    for rows, share, work in _blocks(query, key, groups, buffers=2):
+        block, seen = given[:, rows], share.shape[2]
         more = torch.bmm(share.transpose(1, 2), block)
-        torch.bmm(block, value[:, :end].transpose(1, 2), out=work)
-        kernels.shares_backward(share, work, groups, start)
-        at_query[:, rows] = torch.bmm(work, key[:, :end])
+        torch.bmm(block, value[:, :seen].transpose(1, 2), out=work)
+        kernels.shares_backward(share, work, groups, seen - share.shape[1] // groups)
+        at_query[:, rows] = torch.bmm(work, key[:, :seen])
         steep = torch.bmm(work.transpose(1, 2), query[:, rows])
         if not totals:  # the last queries, which see all keys
-            totals = [steep, more] if start == 0 else [steep.float(), more.float()]
+            totals = [steep, more] if rows.start == 0 else [steep.float(), more.float()]
             continue
-        totals[0][:, :end] += steep
-        totals[1][:, :end] += more
-    at_key.copy_(totals[0])
-    at_value.copy_(totals[1])
+        totals[0][:, :seen] += steep
+        totals[1][:, :seen] += more
+    return totals
 
 
-def _even_rows(starts: Tensor, *folded: Tensor) -> Iterator[tuple[int, int, list[Tensor]]]:
+def _even_rows(
+    starts: Tensor, fronts: Tensor | None, *folded: Tensor
+) -> Iterator[tuple[int, int, slice | None, list[Tensor]]]:
     """The parts of tensors [heads, N · x, D] that belong to neighbouring rows of one length: their first token, the one
-    after their last, and views [heads · rows, length · x, D] of each; of all at once where all are as long."""
+    after their last, the tokens of an earlier row that they have in front, and views [heads · rows, length · x, D] of
+    each; of all at once where all are as long and none has any."""
     tokens, lengths = int(starts[-1]), starts.diff().tolist()
-    if len(set(lengths)) == 1:
-        yield 0, tokens, [part.view(len(part) * len(lengths), -1, part.shape[2]) for part in folded]
+    if fronts is None and len(set(lengths)) == 1:
+        yield 0, tokens, None, [part.view(len(part) * len(lengths), -1, part.shape[2]) for part in folded]
         return
-    for first, last in zip(starts.tolist()[:-1], starts.tolist()[1:], strict=True):
-        sizes = [part.shape[1] // tokens for part in folded]
-        yield first, last, [part[:, first * x : last * x] for part, x in zip(folded, sizes, strict=True)]
+    sizes = [part.shape[1] // tokens for part in folded]
+    begun, counts = [[], []] if fronts is None else fronts[: 2 * len(lengths)].view(2, -1).tolist()
+    for row, (first, last) in enumerate(zip(starts.tolist()[:-1], starts.tolist()[1:], strict=True)):
+        borrows = fronts is not None and begun[row] != first
+        front = slice(begun[row], begun[row] + counts[row]) if borrows else None
+        yield first, last, front, [part[:, first * x : last * x] for part, x in zip(folded, sizes, strict=True)]
 
 
-def _blocks(query: Tensor, key: Tensor, groups: int, buffers: int) -> Iterator[tuple[int, int, Tensor, Tensor]]:
-    """Block by block, the last first: its first query, the one after its last, the shares [N, queries · groups, end] of
-    the keys up to there, and the last of ``buffers`` tensors of that size, which every block writes anew."""
-    count, length, _ = key.shape
+def _behind(whole: Tensor, front: slice | None, own: Tensor) -> Tensor:
+    """A row's tokens with those that lie in front of it, where there are any: [heads, before + T, D]."""
+    return own if front is None else torch.cat([whole[:, front], own], 1)
+
+
+def _blocks(query: Tensor, key: Tensor, groups: int, buffers: int) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """Block by block of queries [n, T · groups, D], the last first: its queries, their shares [n, queries, keys] of all
+    keys [n, before + T, D] up to the last of them, and the last of ``buffers`` tensors of that size, which every block
+    writes anew."""
+    count, keys, _ = key.shape
+    length = query.shape[1] // groups
     size = min(max(ROWS // groups, LEAST), length)
-    memory = [query.new_empty(count * size * groups * length) for _ in range(buffers)]
+    memory = [query.new_empty(count * size * groups * keys) for _ in range(buffers)]
     for start in range((length - 1) // size * size, -1, -size):
         end = min(start + size, length)
-        rows = slice(start * groups, end * groups)
-        shape = (count, (end - start) * groups, end)
+        rows, seen = slice(start * groups, end * groups), keys - length + end
+        shape = (count, (end - start) * groups, seen)
         shares, *_, work = [flat[: math.prod(shape)].view(shape) for flat in memory] * 2
-        torch.bmm(query[:, rows], key[:, :end].transpose(1, 2), out=shares)
-        kernels.shares(shares, groups, start)
-        yield start, end, shares, work
+        torch.bmm(query[:, rows], key[:, :seen].transpose(1, 2), out=shares)
+        kernels.shares(shares, groups, keys - length + start)
+        yield rows, shares, work

@@ -8,6 +8,8 @@ memory. In one piece it is eleven matrix products and what lies between them. Th
 modules, rounded at fewer places. Where all blocks of a model are known, padding is left out before the first and put
 back behind the last.
 
+What rows have in common in front is computed once.
+
 Known are Llama, Mistral, Qwen2 and Qwen3, with frozen or trained weights, codes (``models.quantized``) and LoRA on any
 of their linears. Whatever else a method does to a block leaves it to transformers.
 """
@@ -18,7 +20,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +28,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from weitiao.models import kernels, modules, products, whole
 from weitiao.models.attention import even
+from weitiao.models.prefixes import OPTION, Fronts, Layout
 from weitiao.models.quantized import QuantizedLinear
 from weitiao.models.whole import GATE_UP, QKV, Block, Linear, Rows
 
@@ -35,9 +38,6 @@ FAMILIES = {  # model_type: the class of its blocks
     "qwen2": "Qwen2DecoderLayer",
     "qwen3": "Qwen3DecoderLayer",
 }
-PADDING = "padding"  # the option by which the number of padding tokens behind every row, int64 [B], comes to a block
-
-
 CALLS_ARE_WRAPPED = "__call__" in vars(GradientCheckpointingLayer)  # as they were before transformers wrapped forward
 MARK = "_weitiao_pass"  # under which a pass hangs on the angles that transformers hands to all blocks
 
@@ -56,14 +56,21 @@ class Kept(Protocol):
         ...
 
 
+Sharing = Literal["auto", "on", "off"]  # of what rows have in common: auto where nothing is drawn anew for each of them
+
+
 @contextmanager
-def fused(model: nn.Module, active: bool = True, trunk: Kept | None = None) -> Iterator[None]:
+def fused(
+    model: nn.Module, active: bool = True, trunk: Kept | None = None, sharing: Sharing = "auto"
+) -> Iterator[None]:
     """While it is open, the blocks of ``model`` that are known, on a CPU and without a cache, run in one piece; what
-    those of the ``trunk`` make of rows without padding is taken from there."""
+    those of the ``trunk`` make of rows without padding is taken from there, and what rows have in common in front is
+    computed once, where there is no trunk."""
     layers, body = _known(model) if active else [], modules.inner(model)
     alone = not layers or len(layers) < len(modules.blocks(model))
+    engine = _Engine([], None, "off") if alone else _Engine(layers, trunk, "off" if trunk else sharing)
     for layer in layers:
-        layer.forward = partial(_forward, [] if alone else layers, layer, None if alone else trunk)
+        layer.forward = partial(_forward, engine, layer)
     body.weitiao_fused = bool(layers)
     try:
         yield
@@ -78,9 +85,11 @@ def _known(model: nn.Module) -> list[Any]:
     return [layer for layer in layers if type(layer).__name__ in FAMILIES.values()]
 
 
-def takes_padding(model: nn.Module) -> bool:
-    """Whether the model's forward takes the option ``PADDING``: its blocks run in one piece just now."""
-    return getattr(modules.inner(model), "weitiao_fused", False)
+def layout(model: nn.Module, ids: Tensor, lengths: Tensor) -> dict[str, Layout]:
+    """The option that tells the model's forward where rows [B, T] of so many tokens end and what they have in common,
+    if its blocks run in one piece just now; else none."""
+    takes = ids.device.type == "cpu" and getattr(modules.inner(model), "weitiao_fused", False)
+    return {OPTION: Layout.of(ids, lengths)} if takes else {}
 
 
 def known_blocks(model: nn.Module) -> list[Block]:
@@ -104,10 +113,19 @@ def without_padding(dtype: torch.dtype) -> bool:
     return kernels.compiled() is not None and (dtype == torch.float32 or products.available(dtype))
 
 
+class _Engine(NamedTuple):
+    """How blocks run: ``layers``, all that there are, if all are known."""
+
+    layers: list[Any]
+    trunk: Kept | None
+    sharing: Sharing
+
+
 @dataclass
 class _Pass:
     """A pass through a model, as its first block found it. ``places``: int64 [N], which of the [B · T] tokens are
-    computed (None where padding is, like any token), and ``blocks`` what these run through, by the modules' ids."""
+    computed (None where padding is, like any token), and ``blocks`` what these run through, by the modules' ids;
+    ``fronts``: where some stand for several rows."""
 
     rows: Rows
     dtype: torch.dtype
@@ -115,17 +133,17 @@ class _Pass:
     places: Tensor | None = None
     blocks: dict[int, Block] = field(default_factory=dict)
     kept: Tensor | None = None  # what the trunk has of these rows
+    fronts: Fronts | None = None
 
 
-def _forward(
-    layers: list[Any], layer: Any, trunk: Kept | None, hidden_states: Tensor, *positional: Any, **options: Any
-) -> Tensor:
-    """In the place of the ``forward`` of ``layer``; ``layers``: all that there are, if all are known."""
-    padding, angles = options.pop(PADDING, None), options.get("position_embeddings")
+def _forward(engine: _Engine, layer: Any, hidden_states: Tensor, *positional: Any, **options: Any) -> Tensor:
+    """In the place of the ``forward`` of ``layer``."""
+    layers, trunk, _ = engine
+    layout, angles = options.pop(OPTION, None), options.get("position_embeddings")
     found: _Pass | None = None
     plain = not positional and options.get("past_key_values") is None
     if angles is not None and hidden_states.device.type == "cpu" and plain:
-        found = getattr(angles[0], MARK, None) or _pass(layers, layer, hidden_states, angles, padding, options)
+        found = getattr(angles[0], MARK, None) or _pass(engine, layer, hidden_states, angles, layout, options)
         setattr(angles[0], MARK, found)
     if found is None or found.places is None:
         block = None if found is None or _masked(layer, hidden_states, options) else read(layer)
@@ -144,8 +162,10 @@ def _forward(
             trunk.write(packed)
         packed = packed if found.kept is None else found.kept
     if number == len(layers) - 1:
-        tokens = packed.new_zeros(found.shape[0] * found.shape[1], found.shape[2])
-        return tokens.index_copy(0, found.places, packed).view(found.shape)
+        tokens, places = packed.new_zeros(found.shape[0] * found.shape[1], found.shape[2]), found.places
+        if found.fronts is not None:
+            packed, places = packed.index_select(0, found.fronts.sources), found.fronts.real
+        return tokens.index_copy(0, places, packed).view(found.shape)
     return packed[None]
 
 
@@ -158,30 +178,36 @@ def _run(layer: Any, tokens: Tensor, found: _Pass, block: Block) -> Tensor:
 
 
 def _pass(
-    layers: list[Any],
+    engine: _Engine,
     layer: Any,
     hidden: Tensor,
     angles: tuple[Tensor, Tensor],
-    padding: Tensor | None,
+    layout: Layout | None,
     options: dict[str, Any],
 ) -> _Pass:
     """What a pass that begins with these hidden states will be."""
-    batch, length, _ = hidden.shape
+    layers, (batch, length, _) = engine.layers, hidden.shape
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else hidden.dtype
     turns = [part[..., : part.shape[-1] // 2].float().expand(batch, -1, -1).flatten(0, 1) for part in angles]
     fits = layers and layer is layers[0] and without_padding(dtype) and kernels.serves(dtype, hidden.dtype)
-    lengths = length - padding if padding is not None and fits else None
     blocks: dict[int, Block] = {}
-    if lengths is not None:
+    if layout is not None and fits:
         known = {id(layer): read(layer) for layer in layers if not _masked(layer, hidden, options)}
         blocks = {place: block for place, block in known.items() if block is not None}
-    if lengths is None or len(blocks) < len(layers):
+    if layout is None or not fits or len(blocks) < len(layers):
         cosine, sine = (turn[None].contiguous() for turn in turns)  # both halves of a head turn alike
         return _Pass(Rows(even(batch, length), cosine, sine), dtype, hidden.shape)
-    places = (torch.arange(length) < lengths[:, None]).flatten().nonzero()[:, 0]
-    starts = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
+    drawn = any(part.dropout for block in blocks.values() for part in block.linears.values())
+    shares = engine.sharing == "on" or (engine.sharing == "auto" and not drawn)
+    fronts = Fronts.of(layout, length) if shares else None
+    if fronts is None:
+        lengths = layout.lengths + (length - layout.width)  # virtual tokens are in front
+        places = (torch.arange(length) < lengths[:, None]).flatten().nonzero()[:, 0]
+        starts, table = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)]), None
+    else:
+        places, starts, table = fronts.computed, fronts.starts, fronts.table
     cosine, sine = (turn.index_select(0, places)[None] for turn in turns)
-    return _Pass(Rows(starts, cosine, sine), dtype, hidden.shape, places, blocks)
+    return _Pass(Rows(starts, cosine, sine, table), dtype, hidden.shape, places, blocks, fronts=fronts)
 
 
 def _masked(layer: Any, hidden: Tensor, options: dict[str, Any]) -> bool:

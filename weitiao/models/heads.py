@@ -99,7 +99,7 @@ def scores(model: nn.Module, ids: Tensor, attention: Tensor) -> Tensor:
     import torch
 
     from weitiao.models import modules, shape
-    from weitiao.models.block import PADDING, takes_padding
+    from weitiao.models.block import layout
 
     inner = modules.inner(model)
     if shape.kind_of(inner.config) != "causal":
@@ -109,7 +109,7 @@ def scores(model: nn.Module, ids: Tensor, attention: Tensor) -> Tensor:
     if not bool((attention.sum(1) == last + 1).all()):
         given = {"attention_mask": attention, "position_ids": (attention.cumsum(1) - 1).clamp(min=0)}
     else:
-        given = {PADDING: ids.shape[1] - attention.sum(1)} if takes_padding(model) else {}
+        given = layout(model, ids, attention.sum(1))
     hidden = modules.backbone(model)(input_ids=ids, use_cache=False, **given).last_hidden_state[:, -ids.shape[1] :]
     (name,) = shape.read(inner.config).head_modules
     return inner.get_submodule(name)(hidden[torch.arange(len(ids), device=ids.device), last]).float()

@@ -239,18 +239,25 @@ def shares_backward(shares: Tensor, gradient: Tensor, groups: int, start: int) -
 
 
 def attend(
-    query: Tensor, key: Tensor, value: Tensor, out: Tensor, starts: Tensor, lengths: Tensor | None = None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    out: Tensor,
+    starts: Tensor,
+    fronts: Tensor | None = None,
+    lengths: Tensor | None = None,
 ) -> bool:
     """Causal attention whole, where the processor multiplies bfloat16 by itself; False, and nothing done, elsewhere.
 
     ``query`` [heads, N · groups, D], scaled, ``key`` and ``value`` [heads, N, D], ``out`` [N, heads, groups, D]; of
-    these N tokens row s is those from ``starts`` [s] (int64) up to the next start. With ``lengths`` (int64 [rows]) it
-    is the last of that many, whose keys and values are [rows, heads, capacity, D].
+    these N tokens row s is those from ``starts`` [s] (int64) up to the next start, and sees those of ``fronts`` too
+    (``prefixes.Fronts.table``). With ``lengths`` (int64 [rows]) it is the last of that many, whose keys and values are
+    [rows, heads, capacity, D].
     """
     if not _attends(query):
         return False
     capacity = 0 if lengths is None else key.shape[2]
-    _attended("attend", (query, key, value, out, starts, lengths, capacity), starts, out.shape[1:])
+    _attended("attend", (query, key, value, out, starts, fronts, lengths, capacity), starts, out.shape[1:])
     return True
 
 
@@ -263,12 +270,14 @@ def attend_backward(
     at_key: Tensor,
     at_value: Tensor,
     starts: Tensor,
+    fronts: Tensor | None = None,
 ) -> bool:
     """Its gradients, written into ``at_query``, ``at_key`` and ``at_value``, given the one at ``out``."""
     if not _attends(query):
         return False
     shape = (len(key), query.shape[1] // key.shape[1], key.shape[2])
-    tensors = (gradient, query, key, value, at_query, at_key, at_value, starts)
+    sums = None if fronts is None else torch.empty(len(key) * int(fronts[-1]), 2, key.shape[2])
+    tensors = (gradient, query, key, value, at_query, at_key, at_value, starts, fronts, sums)
     _attended("attend_backward", tensors, starts, shape)
     return True
 

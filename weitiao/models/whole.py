@@ -59,11 +59,12 @@ class Block:
 
 class Rows(NamedTuple):
     """Where rows lie among N tokens. ``starts``: int64 [rows + 1]; ``cosine``, ``sine``: the rotary angles of every
-    token, float32 [1, N, D / 2]."""
+    token, float32 [1, N, D / 2]; ``fronts``: what rows have in common in front (``prefixes.Fronts.table``)."""
 
     starts: Tensor
     cosine: Tensor
     sine: Tensor
+    fronts: Tensor | None = None
 
 
 def run(hidden: Tensor, rows: Rows, block: Block, dtype: torch.dtype) -> Tensor:
@@ -84,7 +85,7 @@ def extend(
             place = slice(length - (end - start), length)
             keys[row, :, place], values[row, :, place] = key[:, start:end], value[:, start:end]
         out = query.new_empty(len(x), len(key), query.shape[1] // len(x), block.width)
-        if not kernels.attend(query, keys, values, out, rows.starts, lengths):
+        if not kernels.attend(query, keys, values, out, rows.starts, None, lengths):
             raise RuntimeError("no compiled attention")
         return out.flatten(1)
 
@@ -96,12 +97,20 @@ class _Fused(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, starts: Tensor, cosine: Tensor, sine: Tensor, block: Block, dtype: torch.dtype, *_: Tensor
+        ctx: Any,
+        x: Tensor,
+        starts: Tensor,
+        cosine: Tensor,
+        sine: Tensor,
+        fronts: Tensor | None,
+        block: Block,
+        dtype: torch.dtype,
+        *_: Tensor,
     ) -> Tensor:
         run = _Forward(block, dtype)
-        out, kept = run.block_output(x, cosine, sine, lambda query, key, value: attend(query, key, value, starts))
+        out, kept = run.block_output(x, cosine, sine, lambda *states: attend(*states, starts, fronts))
         ctx.save_for_backward(
-            x, starts, cosine, sine, *kept,
+            x, starts, cosine, sine, fronts, *kept,
             *run.before.values(), *run.inverses.values(), *run.small.values(), *run.casts.values(),
         )  # fmt: skip
         ctx.block, ctx.dtype, ctx.groups, ctx.seeds = block, dtype, run.groups, run.seeds
@@ -111,7 +120,8 @@ class _Fused(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        x, starts, cosine, sine, inverse, query, key, value, seen, middle, second, gate, up, *rest = ctx.saved_tensors
+        x, starts, cosine, sine, fronts, inverse, query, key, value, seen, *rest = ctx.saved_tensors
+        middle, second, gate, up, *rest = rest
         block, heads, shape = ctx.block, len(key), (1, len(x))
         kept = iter(rest)
         before, inverses, small, casts = ({name: next(kept) for name in names} for names in ctx.names)
@@ -129,7 +139,7 @@ class _Fused(torch.autograd.Function):
 
         at_seen = run.at_input({"o": narrow})
         run.at_weights({"o": narrow}, seen)
-        parts = attend_backward(at_seen, query, key, value, starts)
+        parts = attend_backward(at_seen, query, key, value, starts, fronts)
         angles, still = (cosine, sine), (cosine[..., :0], sine[..., :0])
         at_linears = {
             "q": unfold(parts[0], heads, shape, angles, block.scale),
@@ -145,7 +155,7 @@ class _Fused(torch.autograd.Function):
         if ctx.needs_input_grad[0] or block.norms["input"][0].requires_grad:
             at_hidden, _ = run.norm("input", run.at_input(at_linears), x, inverse, at_middle)
         found = (run.found.get(id(tensor)) for tensor in block.trained())
-        return at_hidden, None, None, None, None, None, *found
+        return at_hidden, *[None] * 6, *found
 
 
 def _weight(part: Linear, name: str, casts: dict[str, Tensor], dtype: torch.dtype) -> Tensor:

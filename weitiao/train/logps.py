@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from weitiao.models import modules
-from weitiao.models.block import PADDING, takes_padding
+from weitiao.models.block import layout
 from weitiao.models.kernels import target_logps
 from weitiao.models.products import at_weight, available, summed
 
@@ -42,7 +42,7 @@ def token_logps(
 
 def hidden_states(model: nn.Module, ids: Tensor, attention: Tensor | None, lengths: Tensor | None = None) -> Tensor:
     """The last layer's output [B, T, H]; virtual tokens that a method puts in front are cut off again."""
-    options = {PADDING: ids.shape[1] - lengths} if lengths is not None and takes_padding(model) else {}
+    options = {} if lengths is None else layout(model, ids, lengths)
     outputs = modules.backbone(model)(input_ids=ids, attention_mask=attention, use_cache=False, **options)
     return outputs.last_hidden_state[:, -ids.shape[1] :]
 
