@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from weitiao.data.batch import Example, collate, pack, padded_length, plan_epoch
+from weitiao.data.batch import Example, collate, pack, padded_length, plan_epoch, shared_tokens
 from weitiao.errors import InputError
 
 LENGTHS = st.lists(st.integers(1, 300), max_size=60)
@@ -80,6 +80,26 @@ def test_without_padding_lengths_may_differ():
     assert len(step) == 1
     (step,) = plan_epoch([100] * 8, 8, 700, seed=0, epoch=0, padded=False)
     assert [len(micro) for micro in step] == [4, 4]
+
+
+def begun(common: int, own: int, number: int) -> Example:
+    ids = np.concatenate([np.arange(common), 10_000 * number + np.arange(own)]).astype(np.int32)
+    return Example(ids, np.ones(len(ids), dtype=bool), f"row {number}")
+
+
+def test_what_is_in_common_counts_once():
+    rows = [begun(60, 20 + n, n + 1) for n in range(8)] + [begun(40, 30, 20), begun(0, 90, 21)]
+    shared = shared_tokens(rows)
+    assert shared.tolist() == 8 * [60] + [0, 0]  # the one that has only forty of them shares none: it would cost others
+    (step,) = plan_epoch([*map(len, rows)], 10, 400, 0, 0, padded=False, shared=shared)
+    assert sorted(row for micro in step for row in micro) == [*range(10)]
+    tokens = [sum(len(rows[row]) - shared[row] for row in micro) + max(shared[row] for row in micro) for micro in step]
+    assert max(tokens) <= 400 and len(step) == 2  # of 844 tokens 424 are left
+
+
+def test_rows_without_anything_in_common_share_nothing():
+    assert not shared_tokens([begun(0, 40, number) for number in range(1, 6)]).any()
+    assert shared_tokens([]).tolist() == [] and shared_tokens([begun(30, 2, 1)]).tolist() == [0]
 
 
 def test_wrong_sizes_are_refused():

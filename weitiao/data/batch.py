@@ -73,25 +73,31 @@ def plan_epoch(
     epoch: int,
     *,
     padded: bool = True,
+    shared: Sequence[int] | None = None,
 ) -> list[list[list[int]]]:
     """The epoch as steps, each a list of micro-batches, each a list of indices into ``lengths``.
 
     Every row occurs exactly once; every step but the last has ``batch_size`` rows. A micro-batch holds at most
     ``micro_batch_tokens`` tokens (None: no bound), or one row that is longer by itself; this bound moves rows between
     micro-batches of one step and never between steps. Padding (rows × ``padded_length``) counts where it is
-    ``padded``, that is, computed.
+    ``padded``, that is, computed; what rows have in common in front counts once where it is ``shared``
+    (:func:`shared_tokens`).
     """
     if batch_size < 1 or (micro_batch_tokens is not None and micro_batch_tokens < 1):
         raise InputError(t("batch_size and micro_batch_tokens must be at least 1"))
     order = np.random.default_rng((seed, epoch)).permutation(len(lengths)).tolist()
     return [
-        micro_batches(order[start : start + batch_size], lengths, micro_batch_tokens, padded)
+        micro_batches(order[start : start + batch_size], lengths, micro_batch_tokens, padded, shared)
         for start in range(0, len(order), batch_size)
     ]
 
 
 def micro_batches(
-    rows: Sequence[int], lengths: Sequence[int], bound: int | None, padded: bool = True
+    rows: Sequence[int],
+    lengths: Sequence[int],
+    bound: int | None,
+    padded: bool = True,
+    shared: Sequence[int] | None = None,
 ) -> list[list[int]]:
     """``rows`` sorted from long to short (the largest memory first) and cut within ``bound``: where padding is
     computed, so that it and ``START_TOKENS`` per micro-batch are least, else into as few parts as will do, as even as
@@ -100,9 +106,15 @@ def micro_batches(
     costs, cuts = [(0, 0)] + [(0, 0)] * len(rows), [0] * (len(rows) + 1)
     for end in range(1, len(rows) + 1):
         best = None
-        tokens = 0
+        tokens = common = 0
         for start in range(end - 1, -1, -1):
-            tokens = (end - start) * padded_length(lengths[rows[start]]) if padded else tokens + lengths[rows[start]]
+            row = rows[start]
+            if padded:
+                tokens = (end - start) * padded_length(lengths[row])
+            else:
+                begun = shared[row] if shared is not None else 0
+                tokens += lengths[row] - (begun if common else 0)
+                common = common or begun
             spread = 0 if padded else (end - start) * padded_length(lengths[rows[start]])
             if bound is not None and max(tokens, spread // SPREAD) > bound and end - start > 1:
                 break  # further rows are longer still
@@ -116,6 +128,26 @@ def micro_batches(
         batches.append(rows[cuts[end] : end])
         end = cuts[end]
     return batches[::-1]
+
+
+def shared_tokens(examples: Sequence[Example]) -> np.ndarray:
+    """What examples have in common in front, such as a system prompt, int64 [rows]: one number for all that begin with
+    those tokens, most of the largest group that begins alike, and 0 for the others."""
+    from weitiao.models.prefixes import LEAST, common
+
+    found = np.zeros(len(examples), dtype=np.int64)
+    groups: dict[bytes, list[int]] = {}
+    for row, example in enumerate(examples):
+        groups.setdefault(example.ids[:LEAST].tobytes(), []).append(row)
+    alike = max(groups.values(), key=len, default=[])
+    if len(alike) < 2:
+        return found
+    first = examples[alike[0]].ids
+    begun = np.array([common(first, examples[row].ids[:-1]) for row in alike])
+    number = int(np.median(begun[1:]))
+    if number >= LEAST:
+        found[np.array(alike)[begun >= number]] = number
+    return found
 
 
 def padded_length(length: int) -> int:

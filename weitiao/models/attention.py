@@ -156,8 +156,8 @@ def attend_backward(
 def _attend_backward(
     given: Tensor, query: Tensor, key: Tensor, value: Tensor, at_query: Tensor, groups: int
 ) -> list[Tensor]:
-    """For rows of one length: query, the gradient at it, which is written, and the one at the output [n, T · groups, D];
-    key and value [n, before + T, D], the gradients at which are returned."""
+    """For rows of one length: query, the gradient at it, which is written, and the one at the output
+    [n, T · groups, D]; key and value [n, before + T, D], the gradients at which are returned."""
     totals: list[Tensor] = []  # gathered from all blocks in float32
     for rows, share, work in _blocks(query, key, groups, buffers=2):
         block, seen = given[:, rows], share.shape[2]

@@ -1,5 +1,5 @@
-"""What rows of a micro-batch begin with in common, such as a system prompt and the schemas of tools: it is computed once,
-and the rows branch off behind it (tree attention).
+"""What rows of a micro-batch begin with in common, such as a system prompt and the schemas of tools: it is computed
+once, and the rows branch off behind it (tree attention).
 
     layout = Layout.of(ids, lengths)            # which rows, and how many tokens
     fronts = Fronts.of(layout, lengths, T)      # which tokens are computed, and where the others are to be had
@@ -10,6 +10,7 @@ queries see the keys of its own tokens and those of the row that has the common 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -21,8 +22,9 @@ OPTION = "rows_layout"  # by which a layout comes to a model's blocks
 
 
 class Layout(NamedTuple):
-    """The rows of ids [B, T], int64 [B] each: their ``lengths``, the earlier row (or the row itself) that has the tokens
-    which they begin with in common, and how ``many`` these are; of a row that has them, the most that another shares.
+    """The rows of ids [B, T], int64 [B] each: their ``lengths``, the earlier row (or the row itself) that has the
+    tokens which they begin with in common, and how ``many`` these are; of a row that has them, the most that another
+    shares.
     """
 
     width: int  # T
@@ -33,20 +35,26 @@ class Layout(NamedTuple):
     @classmethod
     def of(cls, ids: Tensor, lengths: Tensor) -> Layout:
         """Every row follows the one that it shares most with, of those that follow none; one token stays its own."""
-        rows, sizes = ids.numpy(), lengths.tolist()
-        leaders, many, heads = [*range(len(rows))], [0] * len(rows), list[int]()
-        for row, size in enumerate(sizes):
-            shared = [_common(rows[row][: size - 1], rows[head][: sizes[head]]) for head in heads]
-            most = max(shared, default=0)
-            if most < LEAST:
-                heads.append(row)
-                continue
-            leaders[row], many[row] = heads[shared.index(most)], most
-            many[leaders[row]] = max(most, many[leaders[row]])
+        rows = [row[:size] for row, size in zip(ids.numpy(), lengths.tolist(), strict=True)]
+        leaders, many = followed(rows)
         return cls(ids.shape[1], lengths, torch.tensor(leaders), torch.tensor(many))
 
 
-def _common(one: np.ndarray, other: np.ndarray) -> int:
+def followed(rows: Sequence[np.ndarray]) -> tuple[list[int], list[int]]:
+    """The leader of every row and how many tokens are in common, as a :class:`Layout` has them."""
+    leaders, many, heads = [*range(len(rows))], [0] * len(rows), list[int]()
+    for number, row in enumerate(rows):
+        shared = [common(row[:-1], rows[head]) for head in heads]
+        most = max(shared, default=0)
+        if most < LEAST:
+            heads.append(number)
+            continue
+        leaders[number], many[number] = heads[shared.index(most)], most
+        many[leaders[number]] = max(most, many[leaders[number]])
+    return leaders, many
+
+
+def common(one: np.ndarray, other: np.ndarray) -> int:
     """How many numbers both begin with."""
     size = min(len(one), len(other))
     same = one[:size] == other[:size]
@@ -67,8 +75,8 @@ class Fronts(NamedTuple):
 
     @classmethod
     def of(cls, layout: Layout, length: int) -> Fronts | None:
-        """For hidden states of ``length`` tokens a row, which may begin with virtual ones, that all have in common. None
-        where no row has anything in common with another."""
+        """For hidden states of ``length`` tokens a row, which may begin with virtual ones, that all have in common.
+        None where no row has anything in common with another."""
         if not layout.many.any():
             return None
         virtual, rows = length - layout.width, torch.arange(len(layout.many))

@@ -108,7 +108,7 @@ class _Fused(torch.autograd.Function):
         *_: Tensor,
     ) -> Tensor:
         run = _Forward(block, dtype)
-        out, kept = run.block_output(x, cosine, sine, lambda *states: attend(*states, starts, fronts))
+        out, kept = run.block_output(x, cosine, sine, lambda q, k, v: attend(q, k, v, starts, fronts))
         ctx.save_for_backward(
             x, starts, cosine, sine, fronts, *kept,
             *run.before.values(), *run.inverses.values(), *run.small.values(), *run.casts.values(),

@@ -27,7 +27,7 @@ from weitiao.plan import activations, speed
 from weitiao.plan.activations import Tape
 from weitiao.plan.speed import trained_linears
 from weitiao.train.checkpoint import SHARD_BYTES
-from weitiao.train.course import Course
+from weitiao.train.course import Course, shares
 from weitiao.train.optim import state_bytes, step_bytes
 from weitiao.train.options import TrainOptions
 from weitiao.train.tasks import Task
@@ -206,7 +206,7 @@ def plan(
     on_cpu = facts.device == "cpu"
     fused = on_cpu and options.engine == "auto" and kernels.compiled() is not None
     tape = activations.tape(shape, method, dtype, fused)
-    course = Course(train, task, options, tape.padded)
+    course = Course(train, task, options, tape.padded, shares(options, method, frozen_blocks(shape, method, tape)))
     held = Held.of(shape, method, dtype, options, saved_bytes)
     recompute = recomputes(options, shape, course.micro_batch_tokens, dtype, facts)
     cost = speed.Cost.of(shape, method, tape, facts, recompute, options.optimizer)
@@ -248,12 +248,18 @@ def plan(
 
 def trunk_blocks(shape: Shape, method: Method, options: TrainOptions, course: Course, facts: Facts, tape: Tape) -> int:
     """How many of the lowest blocks will run in the first epoch only (``train.trunk``)."""
-    embedded = any(shape.tensors[name] == (shape.vocab, shape.hidden) for name in method.base_names(shape))
     again = course.total_steps > course.steps_per_epoch and not course.pack_tokens
-    if options.trunk == "off" or tape.padded or embedded or not again:
+    if options.trunk == "off" or tape.padded or not again:
         return 0
-    blocks = 1 if isinstance(method, Expand) else shape.layers - tape.blocks  # new blocks stand behind old ones
+    blocks = frozen_blocks(shape, method, tape)
     return blocks if states_bytes(course, tape, blocks) <= SHARE * facts.free_disk_bytes else 0
+
+
+def frozen_blocks(shape: Shape, method: Method, tape: Tape) -> int:
+    """How many of the lowest blocks see the same for a row in every epoch."""
+    if any(shape.tensors[name] == (shape.vocab, shape.hidden) for name in method.base_names(shape)):
+        return 0
+    return 1 if isinstance(method, Expand) else shape.layers - tape.blocks  # new blocks stand behind old ones
 
 
 def states_bytes(course: Course, tape: Tape, blocks: int) -> int:
@@ -271,6 +277,7 @@ def walk(course: Course, tape: Tape, held: Held, cost: speed.Cost, recompute: bo
         seconds += cost.optimiser_seconds
         for number, batch in enumerate(batches):
             (tokens, length), trained = computed(lens := [*map(len, batch)], tape), sum(e.trained_tokens for e in batch)
+            tokens -= course.saved_tokens(batch)
             kept_share = trunk_share if step > course.steps_per_epoch else 0.0
             seconds += cost.micro_batch_seconds(tokens, length, trained, kept_share)
             read += sum(lens)

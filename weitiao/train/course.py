@@ -14,17 +14,32 @@ import zlib
 from collections.abc import Sequence
 from typing import Any
 
-from weitiao.data.batch import Example, pack, padded_length, plan_epoch
+from weitiao.data.batch import Example, pack, padded_length, plan_epoch, shared_tokens
+from weitiao.methods.base import Method
+from weitiao.models.prefixes import followed
 from weitiao.train import memory
 from weitiao.train.options import Cadence, TrainOptions
 from weitiao.train.tasks import Task
 
 
+def shares(options: TrainOptions, method: Method, frozen_blocks: int) -> bool:
+    """Whether rows compute once what they have in common in front: not where dropout would be drawn for each of them,
+    unless that is asked for, nor where what ``frozen_blocks`` make of each is kept (``train.trunk``)."""
+    wanted = options.shared_prefixes
+    exact = wanted == "on" or (wanted == "auto" and not getattr(method, "dropout", 0.0))
+    return exact and (options.trunk == "off" or not frozen_blocks)
+
+
 class Course:
     """Which rows make up which step. Everything follows from the rows, the options and the number of the step."""
 
-    def __init__(self, train: Sequence[Example], task: Task, options: TrainOptions, padded: bool = True):
-        """``padded``: padding is computed, so that rows of like length are cut into micro-batches of their own."""
+    def __init__(
+        self, train: Sequence[Example], task: Task, options: TrainOptions, padded: bool = True, sharing: bool = False
+    ):
+        """``padded``: padding is computed, so that rows of like length are cut into micro-batches of their own;
+        ``sharing``: what rows have in common in front is computed once."""
+        self.sharing = sharing and not padded and not task.pack_tokens
+        self.shared = shared_tokens(train).tolist() if self.sharing else None
         self.padded, self.train, self.options, self.pack_tokens = padded, train, options, task.pack_tokens
         longest = self.pack_tokens or max(len(example) for example in train)
         self.micro_batch_tokens = memory.micro_batch_tokens(options.micro_batch_tokens, longest)
@@ -48,7 +63,9 @@ class Course:
             self.examples = [example for example in packed if example.trained_tokens]  # a last row of one token
         lengths = [len(example) for example in self.examples]
         bound = self.micro_batch_tokens
-        self.steps = plan_epoch(lengths, self.options.batch_size, bound, seed, epoch, padded=self.padded)
+        self.steps = plan_epoch(
+            lengths, self.options.batch_size, bound, seed, epoch, padded=self.padded, shared=self.shared
+        )
         self.epoch = epoch
 
     def micro_batches(self, step: int) -> list[list[Example]]:
@@ -61,7 +78,14 @@ class Course:
         """The tokens of a micro-batch, with its padding where that is computed."""
         if self.padded:
             return len(batch) * padded_length(max(map(len, batch)))
-        return sum(map(len, batch))
+        return sum(map(len, batch)) - self.saved_tokens(batch)
+
+    def saved_tokens(self, batch: Sequence[Example]) -> int:
+        """The tokens of a micro-batch that another row has computed."""
+        if not self.shared or not any(self.shared):
+            return 0
+        leaders, many = followed([example.ids for example in batch])
+        return sum(count for row, (leader, count) in enumerate(zip(leaders, many, strict=True)) if leader != row)
 
     def due(self, cadence: Cadence, step: int) -> bool:
         """Whether something done at this cadence is done after ``step``."""

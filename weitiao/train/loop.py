@@ -25,10 +25,10 @@ from weitiao.generate.engine import positions
 from weitiao.methods.base import Method, compute_dtype, computing, trainable
 from weitiao.models import heads, shape
 from weitiao.runs import Run, command
-from weitiao.train import checkpoint, optim
+from weitiao.train import checkpoint, modes, optim
 from weitiao.train.course import Course
 from weitiao.train.guard import Guard, json_number
-from weitiao.train.modes import engine, evaluating, machine_facts, padded, seed_everything
+from weitiao.train.modes import evaluating, machine_facts, seed_everything
 from weitiao.train.options import TrainOptions
 from weitiao.train.paging import Paged
 from weitiao.train.stopping import Stop
@@ -75,8 +75,7 @@ def fit(
     written; RunError for a full disk or three steps in a row whose loss or gradient is not finite.
     """
     check(model, train)
-    longest = max(map(len, train))
-    course = Course(train, task, options, padded(model, method, options, longest))
+    course = modes.course(model, method, task, train, options)
     state = Trainer(model, method, task, options, run, course, pad_id, progress)
     state.validation, state.evaluators = validation or (), evaluators or {}
     was_training = model.training
@@ -84,7 +83,7 @@ def fit(
         state.started(resume),
         Trunk.of(model, course, options, run) or nullcontext() as state.trunk,
         Stop() as stop,
-        engine(model, options, course.micro_batch_tokens, state.trunk),
+        modes.engine(model, options, course, state.trunk),
     ):
         model.train()
         try:

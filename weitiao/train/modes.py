@@ -7,7 +7,7 @@ with evaluating(model):
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,14 +15,17 @@ import numpy as np
 import torch
 from torch import nn
 
-from weitiao.data.batch import padded_length
+from weitiao.data.batch import Example, padded_length
 from weitiao.methods.base import Method, compute_dtype, computing
 from weitiao.models import kernels
 from weitiao.models.block import Kept, fused, packs
 from weitiao.models.quantized import codes_only
 from weitiao.train import checkpoint, memory
+from weitiao.train.course import Course, shares
 from weitiao.train.dropout import quick
 from weitiao.train.options import TrainOptions
+from weitiao.train.tasks import Task
+from weitiao.train.trunk import frozen_blocks
 
 
 @contextmanager
@@ -39,11 +42,12 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def engine(model: Any, options: TrainOptions, batch_tokens: int, trunk: Kept | None = None) -> Iterator[None]:
-    """How a micro-batch of so many tokens is computed in training: with quick dropout, known blocks in one piece, freed
+def engine(model: Any, options: TrainOptions, course: Course, trunk: Kept | None = None) -> Iterator[None]:
+    """How a micro-batch of ``course`` is computed in training: with quick dropout, known blocks in one piece, freed
     memory at hand, and activations computed twice where they would not fit."""
-    again = memory.recomputes(options.memory, model, batch_tokens)
-    with memory.kept(), quick(model), fused(model, whole(options), trunk):
+    again = memory.recomputes(options.memory, model, course.micro_batch_tokens)
+    sharing = options.shared_prefixes if course.sharing else "off"
+    with memory.kept(), quick(model), fused(model, whole(options), trunk, sharing):
         if again:
             model.activation_checkpointing_enable({"use_reentrant": False})
         try:
@@ -58,12 +62,14 @@ def whole(options: TrainOptions) -> bool:
     return options.engine == "auto" and kernels.compiled() is not None
 
 
-def padded(model: Any, method: Method, options: TrainOptions, longest: int) -> bool:
-    """Whether padding is computed in training ``model``, to which ``method`` is attached, on rows of up to ``longest``
-    tokens."""
+def course(model: Any, method: Method, task: Task, train: Sequence[Example], options: TrainOptions) -> Course:
+    """The steps of training ``model``, to which ``method`` is attached: whether padding is computed in it, and whether
+    every row computes what it has in common with others."""
     on_cpu = next(model.parameters()).device.type == "cpu"
     known = on_cpu and method.fuses and whole(options)
-    return not (known and packs(model, compute_dtype(model), padded_length(longest)))
+    longest = padded_length(max(map(len, train)))
+    padded = not (known and packs(model, compute_dtype(model), longest))
+    return Course(train, task, options, padded, shares(options, method, frozen_blocks(model)))
 
 
 def seed_everything(seed: int) -> None:

@@ -90,6 +90,12 @@ class TrainOptions(Options):
         description="auto: what the lowest blocks make of the rows, if nothing trains in them, is kept in the run "
         "folder while the run lasts, so that only the first epoch computes it; off: every epoch does",
     )
+    shared_prefixes: Literal["auto", "on", "off"] = Field(
+        default="auto",
+        description="auto: what rows of a micro-batch begin with in common (a system prompt, tools) is computed once "
+        "where that changes no result, that is, without dropout; on: with dropout too, of which they then share the "
+        "draw; off: every row computes it",
+    )
     seed: int = Field(default=0, ge=0, description="order of the rows, dropout, initial adapter weights")
 
     @model_validator(mode="after")

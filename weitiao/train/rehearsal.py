@@ -15,9 +15,8 @@ from weitiao.data.batch import Example, collate
 from weitiao.errors import RunError, t
 from weitiao.generate.engine import positions
 from weitiao.methods.base import Method, computing
-from weitiao.train import checkpoint
+from weitiao.train import checkpoint, modes
 from weitiao.train.course import Course
-from weitiao.train.modes import engine, padded
 from weitiao.train.options import TrainOptions
 from weitiao.train.tasks import Task
 
@@ -33,14 +32,13 @@ def rehearse(
 ) -> float:
     """Forward and backward of the worst micro-batch; returns its mean loss, and leaves no gradient and no random number
     used. RunError if memory does not suffice or the loss is not finite."""
-    longest = max(map(len, train))
-    course = Course(train, task, options, padded(model, method, options, longest))
+    course = modes.course(model, method, task, train, options)
     state = checkpoint.random_state()
     examples = worst(course)
     batch = collate(examples, pad_id, positions(model)).to(next(model.parameters()).device)
     training = model.training
     try:
-        with engine(model, options, course.micro_batch_tokens):
+        with modes.engine(model, options, course):
             model.train()
             with method.training(model):
                 with computing(model):
