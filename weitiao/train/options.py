@@ -90,6 +90,11 @@ class TrainOptions(Options):
         description="auto: what the lowest blocks make of the rows, if nothing trains in them, is kept in the run "
         "folder while the run lasts, so that only the first epoch computes it; off: every epoch does",
     )
+    bad_rows: Literal["skip", "stop"] = Field(
+        default="skip",
+        description="when steps stay bad (a loss, gradient or weight that is no finite number, or leaps), skip: back "
+        "to the last checkpoint and on without the rows at fault; stop: end. Both write them to bad_rows.jsonl",
+    )
     seed: int = Field(default=0, ge=0, description="order of the rows, dropout, initial adapter weights")
 
     @model_validator(mode="after")
