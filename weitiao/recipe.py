@@ -11,9 +11,9 @@ import json
 import shutil
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Union
 
@@ -24,19 +24,19 @@ from weitiao import config, methods
 from weitiao.config import Options, Tree
 from weitiao.data.sources import DataOptions, Generators
 from weitiao.errors import InputError, say, t
-from weitiao.evaluate.tasks import EvaluateOptions, evaluate
+from weitiao.evaluate.tasks import EvaluateOptions
 from weitiao.generate.toolset import save_toolset
-from weitiao.machine import environment
+from weitiao.machine import awake_seconds, environment
 from weitiao.methods import METHODS
 from weitiao.methods.base import Method
 from weitiao.models.load import ModelOptions
 from weitiao.plan import checks
+from weitiao.plan.changes import agree, changes
 from weitiao.runs import Run, command, held, is_run
 from weitiao.train.options import TrainOptions
 from weitiao.train.tasks import TaskOptions
 
 if TYPE_CHECKING:
-    from weitiao.methods.io import Tuned
     from weitiao.plan.phases import Plan
     from weitiao.train.loop import Evaluator, Fit
 
@@ -118,7 +118,7 @@ def stages(tree: Tree) -> list[tuple[Recipe, Tree]]:
         origins = {key: origin for key, origin in tree.origins.items() if not key.startswith("stages.")}
         inner = f"stages.{number}."
         origins |= {key.removeprefix(inner): origin for key, origin in tree.origins.items() if key.startswith(inner)}
-        values = _laid_over(tree.values, stage, first=number == 0, last=number == len(listed) - 1)
+        values = checks.laid_over(tree.values, stage, first=number == 0, last=number == len(listed) - 1)
         values["output"] = str(Path(tree.values["output"]) / str(stage.get("name")))
         stage_tree = Tree(values, origins, tree.source)
         try:
@@ -128,24 +128,6 @@ def stages(tree: Tree) -> list[tuple[Recipe, Tree]]:
     if problems:
         raise InputError(list(dict.fromkeys(problems)))
     return found
-
-
-def _laid_over(above: Mapping[str, Any], stage: Mapping[str, Any], first: bool, last: bool) -> dict[str, Any]:
-    """``stage`` over the sections above it; a section that chooses another name starts from that choice's defaults."""
-    values = {key: value for key, value in above.items() if key not in ("stages", "output")}
-    if not last:
-        values.pop("evaluate", None)
-    if not first:
-        kept = ("dtype", "quantize", "double_quantization")
-        values["model"] = {key: value for key, value in (above.get("model") or {}).items() if key in kept}
-    for key, value in stage.items():
-        old = values.get(key)
-        if isinstance(old, Mapping) and isinstance(value, Mapping):
-            same = value.get("name", old.get("name")) == old.get("name")
-            value = {**old, **value} if same else value
-        if key != "name":
-            values[key] = value
-    return values
 
 
 # ---- running -------------------------------------------------------------------------------------------------------
@@ -187,59 +169,89 @@ def run(
     evaluators: Mapping[str, Evaluator] | None = None,
     overwrite: bool = False,
     resume: bool = False,
+    allow_changes: bool = False,
 ) -> Result:
     """Check, plan, rehearse, tune, keep the best, measure, report; the stages one after another if there are any.
 
     ``generators`` are what ``data.train: generate:NAME`` draws from, ``evaluators`` measure the model at every
-    evaluation. Nothing is written before the rehearsal has passed. InputError for what the person can mend, all at
-    once; RunError for what the machine could not do; Interrupted after Ctrl-C, with a checkpoint to go on from.
+    evaluation. Nothing is written before the rehearsal has passed. With ``resume`` the run in ``output`` goes on, with
+    a recipe that learns otherwise only if ``allow_changes``; a finished one is left as it is. InputError for what the
+    person can mend, all at once; RunError for what the machine could not do; Interrupted after Ctrl-C, with a
+    checkpoint to go on from.
     """
-    generators, evaluators = generators or {}, evaluators or {}
-    check(recipe, tree, generators=generators, measured=bool(evaluators))
-    if is_run(recipe.output) and not (overwrite or resume):
-        raise InputError(held(Path(recipe.output)))
-    if recipe.stages:
-        return _run_stages(recipe, tree or _tree(recipe), generators, evaluators, overwrite, resume)
-    return _run_one(recipe, generators, evaluators, overwrite, resume)
+    ways = Ways(generators or {}, evaluators or {}, overwrite, resume, allow_changes)
+    own = Run(recipe.output)
+    if resume and own.finished and not any(changes(own.recipe(), _plain(recipe), without="output")):
+        return _finished(own)
+    check(recipe, tree, generators=ways.generators, measured=bool(ways.evaluators))
+    if is_run(own.path) and not (overwrite or resume):
+        raise InputError(held(own.path))
+    with ExitStack() as locks:
+        if is_run(own.path):
+            locks.enter_context(own.locked())
+        if recipe.stages:
+            return _run_stages(own, tree or _tree(recipe), ways, locks)
+        return _run_one(recipe, own, ways, locks)
 
 
-def _run_stages(
-    recipe: Recipe,
-    tree: Tree,
-    generators: Generators,
-    evaluators: Mapping[str, Evaluator],
-    overwrite: bool,
-    resume: bool,
-) -> Result:
+@dataclass(frozen=True)
+class Ways:
+    """How a recipe is run: see :func:`run`."""
+
+    generators: Generators
+    evaluators: Mapping[str, Evaluator]
+    overwrite: bool = False
+    resume: bool = False
+    allow_changes: bool = False
+
+
+def _plain(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as a run folder keeps it."""
+    return recipe.model_dump(mode="json")
+
+
+def _finished(run: Run) -> Result:
+    """What a finished run came to; nothing is done."""
+    from weitiao.plan import fact
+
+    say("{path}: the run is finished; nothing is left to do", path=run.path)
+    return Result(run, *fact.finished(run), seconds=0.0, peak_bytes=None)
+
+
+def _run_stages(above: Run, tree: Tree, ways: Ways, locks: ExitStack) -> Result:
     """The stages in order, each from the former's result; with ``resume``, those that are finished are passed over."""
-    whole, result, base = Run(recipe.output), None, None
+    result, base = None, None
 
     def begin() -> None:
         """Make the folder of all stages, when the first of them is ready to be written."""
-        if not resume and result is None:
-            Run.create(whole.path, tree.values, overwrite)
+        if result is None:
+            _made(above, tree.values, ways, locks)
 
     for stage, _ in stages(tree):
         own = Run(stage.output)
-        if not (resume and own.finished):
+        if not (ways.resume and own.finished):
             say("stage {name}", name=own.path.name)
             if base is not None:
                 model = stage.model.model_copy(update={"path": str(_merged(base))})
                 stage = stage.model_copy(update={"model": model})
-            result = _run_one(stage, generators, evaluators, False, resume and is_run(own.path), begin)
+            again = replace(ways, overwrite=False, resume=ways.resume and is_run(own.path))
+            result = _run_one(stage, own, again, locks, begin)
         base = own.final
-    if result is None:
-        raise InputError(t("{path}: every stage is finished", path=whole.path))
-    return result
+    return result or _finished(Run(stages(tree)[-1][0].output))
+
+
+def _made(run: Run, values: Mapping[str, Any], ways: Ways, locks: ExitStack) -> None:
+    """The run's folder, locked, with its recipe."""
+    run.make()
+    locks.enter_context(run.locked())
+    if not ways.resume:
+        Run.create(run.path, values, ways.overwrite)
+    elif run.recipe() != values:
+        run.write_recipe(values)
 
 
 def _run_one(
-    recipe: Recipe,
-    generators: Generators,
-    evaluators: Mapping[str, Evaluator],
-    overwrite: bool,
-    resume: bool,
-    begin: Callable[[], None] = lambda: None,
+    recipe: Recipe, run: Run, ways: Ways, locks: ExitStack, begin: Callable[[], None] = lambda: None
 ) -> Result:
     """One stage, or a recipe without stages; ``begin`` is called just before the run folder is made."""
     from weitiao.evaluate import classify
@@ -252,15 +264,19 @@ def _run_one(
     from weitiao.train.modes import seed_everything
     from weitiao.train.progress import Bar
     from weitiao.train.rehearsal import rehearse
+    from weitiao.weights.folders import whole
 
-    started, run, task, seed = time.monotonic(), Run(recipe.output), recipe.task.build(), recipe.train.seed
+    started, evaluators, resume = awake_seconds(), ways.evaluators, ways.resume
+    task, seed = recipe.task.build(), recipe.train.seed
     with tempfile.TemporaryDirectory(prefix="weitiao-") as scratch:
-        ready = prepare(recipe, generators, run.tokenizer if resume else Path(scratch))
+        ready = prepare(recipe, ways.generators, run.tokenizer if resume else Path(scratch))
         if ready.head is not None:  # resuming and opening a checkpoint need the labels that were found
             recipe = recipe.model_copy(update={"task": recipe.task.model_copy(update=vars(ready.head))})
             if ready.validation:
                 watched = classify.watch(ready.validation, int(ready.tokenizer.pad_token_id), ready.head)  # type: ignore[arg-type]
                 evaluators = {**evaluators, "classify": watched}
+        if resume:
+            agree(run, _plain(recipe), ways.allow_changes)
         print(report.text(ready.plan), file=sys.stderr, flush=True)
         model = load_model(ready.model, tokenizer=ready.tokenizer, seed=seed, training=ready.training, head=ready.head)
         seed_everything(seed)
@@ -270,27 +286,27 @@ def _run_one(
         loss = rehearse(model, recipe.method, task, ready.train, recipe.train, pad_id)
         say("rehearsed the largest micro-batch: loss {loss}", loss=f"{loss:.4f}")
         begin()
-        if not resume:
-            Run.create(run.path, recipe.model_dump(mode="json"), overwrite)
+        _made(run, _plain(recipe), ways, locks)
         if isinstance(recipe.model.tokenizer, dict) and not run.tokenizer.is_dir():
-            shutil.copytree(scratch, run.tokenizer)
+            with whole(run.tokenizer, 0) as folder:
+                shutil.copytree(scratch, folder, dirs_exist_ok=True)
     run.write("env.json", environment())
     run.write("plan.json", ready.plan.to_dict())
     with Bar() as bar:
         done = fit(
             model, recipe.method, task, ready.train, recipe.train,
-            run=run, validation=ready.validation, evaluators=evaluators, pad_id=pad_id, resume=resume, progress=bar
+            run=run, validation=ready.validation, evaluators=evaluators, pad_id=pad_id, resume=resume,
+            allow_changes=ways.allow_changes, progress=bar, words=lambda row: str(ready.tokenizer.decode(row.ids))
         )  # fmt: skip
     base = "" if recipe.model.config is not None else ready.model.path
     final = run.adapter if recipe.method.saves == "adapter" else run.model
     io.save(model, recipe.method, ready.tokenizer, ready.renderer, final, base)
     save_toolset(final, ready.tools)
     tuned = io.Tuned(model.eval(), ready.tokenizer, ready.renderer, recipe.method, base)
-    figures = _measured(run, tuned, recipe)
+    figures = fact.measured(recipe, run, tuned)
     fact.report(recipe, run, ready, done, figures)
-    result = Result(run, done, ready.plan, time.monotonic() - started, fact.peak_bytes(), figures)
     say("done: {path}", path=final)
-    return result
+    return Result(run, done, ready.plan, awake_seconds() - started, fact.peak_bytes(), figures)
 
 
 def _merged(folder: Path) -> Path:
@@ -303,19 +319,6 @@ def _merged(folder: Path) -> Path:
     if not merged.is_dir():
         merge(folder, merged)
     return merged
-
-
-def _measured(run: Run, tuned: Tuned, recipe: Recipe) -> dict[str, Any]:
-    """The figures of the recipe's evaluation; what was predicted goes to ``predictions.jsonl``."""
-    if recipe.evaluate is None:
-        return {}
-    pictures = recipe.evaluate.pictures or str(run.path)
-    options = recipe.evaluate.model_copy(update={"data": checks.measured_on(recipe), "pictures": pictures})
-    say("measuring {task} on {data}", task=options.task, data=options.data)
-    found = evaluate(tuned, options)
-    lines = (json.dumps(line, ensure_ascii=False) + "\n" for line in found.predictions)
-    run.write("predictions.jsonl", "".join(lines))
-    return dict(found.figures)
 
 
 # ---- verbs ---------------------------------------------------------------------------------------------------------
@@ -338,6 +341,9 @@ def train_verb(
     words: Words = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print the resolved recipe and stop")] = False,
     resume: Annotated[Path | None, typer.Option(metavar="RUN", help="go on with a run that was stopped")] = None,
+    allow_changes: Annotated[
+        bool, typer.Option("--allow-changes", help="go on with options that learn otherwise")
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the run that the output holds")] = False,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="leave bad rows out, with a count")] = False,
     schema: Annotated[bool, typer.Option("--schema", help="print the JSON Schema of recipes, for editors")] = False,
@@ -347,13 +353,13 @@ def train_verb(
     if schema:
         print(json.dumps(config.json_schema(Recipe), ensure_ascii=False, indent=2))
         return
-    if resume is not None and (words or overwrite or skip_bad):
-        raise InputError(t("--resume goes on with the run's own recipe and takes no other options"))
+    if resume is not None and (overwrite or skip_bad or not all("=" in word for word in words or ())):
+        raise InputError(t("--resume goes on with the run's own recipe; it takes key=value and --allow-changes"))
     if resume is None and not words:
         raise InputError(t("which recipe? give a file, or options such as data.train=rows.jsonl output=runs/first"))
     if resume is not None:
         folder = Run.open(resume).whole.path
-        recipe, tree = load(folder / "recipe.yaml", [f"output={json.dumps(str(folder))}"])
+        recipe, tree = load(folder / "recipe.yaml", [*(words or ()), f"output={json.dumps(str(folder))}"])
     else:
         recipe, tree = from_words(words or (), ["data.skip_bad=true"] if skip_bad else [])
     generators = getattr(context.obj, "generators", {})
@@ -361,7 +367,10 @@ def train_verb(
         check(recipe, tree, generators=generators)
         print(config.resolved(recipe, tree), end="")
         return
-    result = run(recipe, tree=tree, generators=generators, overwrite=overwrite, resume=resume is not None)
+    result = run(
+        recipe, tree=tree, generators=generators,
+        overwrite=overwrite, resume=resume is not None, allow_changes=allow_changes
+    )  # fmt: skip
     labels = recipe.task.name == "classify"
     if not labels:
         say("talk to it:  {command}", command=command("weitiao", "chat", recipe.output))

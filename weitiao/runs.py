@@ -22,6 +22,7 @@ from typing import Any
 import yaml
 
 from weitiao.errors import InputError, RunError, t
+from weitiao.machine.lock import Lock
 
 RECIPE = "recipe.yaml"
 METRICS = "metrics.jsonl"
@@ -36,6 +37,7 @@ class Run:
         self.adapter = self.path / "adapter"
         self.model = self.path / "model"
         self.tokenizer = self.path / "tokenizer"  # of a new model, trained on the run's own text
+        self._lock = Lock(self.path)
 
     @classmethod
     def create(cls, folder: str | Path, recipe: Mapping[str, Any], overwrite: bool = False) -> Run:
@@ -45,15 +47,23 @@ class Run:
             if not overwrite:
                 raise InputError(held(run.path))
             run.clear()
-        elif run.path.exists() and not run.path.is_dir():
-            raise InputError(t("{path}: is a file, not a folder for a run", path=run.path))
-        try:
-            run.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(t("{path}: cannot be made: {reason}", path=run.path, reason=error.strerror)) from None
-        text = yaml.safe_dump(dict(recipe), allow_unicode=True, sort_keys=False, width=1000)
-        write_atomic(run.path / RECIPE, text)
+        run.make()
+        run.write_recipe(recipe)
         return run
+
+    def make(self) -> None:
+        """Make the folder if it is not there; InputError if it cannot be."""
+        if self.path.exists() and not self.path.is_dir():
+            raise InputError(t("{path}: is a file, not a folder for a run", path=self.path))
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(t("{path}: cannot be made: {reason}", path=self.path, reason=error.strerror)) from None
+
+    def write_recipe(self, recipe: Mapping[str, Any]) -> None:
+        """The recipe that this run goes by."""
+        text = yaml.safe_dump(dict(recipe), allow_unicode=True, sort_keys=False, width=1000)
+        write_atomic(self.path / RECIPE, text)
 
     @classmethod
     def open(cls, folder: str | Path) -> Run:
@@ -75,8 +85,13 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Whether the run has left its result."""
-        return self.adapter.is_dir() or self.model.is_dir()
+        """Whether the run has left its result, and its report, which is written last."""
+        return (self.adapter.is_dir() or self.model.is_dir()) and (self.path / "report.md").is_file()
+
+    def locked(self) -> Lock:
+        """Hold this for as long as the run is written: RunError if another process, or another run of this one, does.
+        The folder must exist."""
+        return self._lock
 
     @property
     def stages(self) -> list[Run]:
@@ -136,8 +151,7 @@ class Run:
         for stage in self.stages:
             if is_run(stage.path):
                 stage.clear()
-        for name in (METRICS, "env.json", "plan.json", "predictions.jsonl", "report.md", "loss.png", RECIPE):
-            (self.path / name).unlink(missing_ok=True)
+        (self.path / "report.md").unlink(missing_ok=True)
         for folder in (
             self.checkpoints,
             self.adapter,
@@ -147,6 +161,9 @@ class Run:
             self.path / "trunk",
         ):
             shutil.rmtree(folder, ignore_errors=True)
+        files = (METRICS, "env.json", "plan.json", "predictions.jsonl", "bad_rows.jsonl", "loss.png")
+        for name in (*files, RECIPE):  # without its recipe it is a run no more, so that goes last
+            (self.path / name).unlink(missing_ok=True)
 
 
 def is_run(path: str | Path) -> bool:
@@ -191,7 +208,12 @@ def disk_error(error: OSError, path: Path, needed_bytes: int) -> RunError:
     """The RunError of a failed write: a full disk is named with what is needed and what is free."""
     if error.errno not in (errno.ENOSPC, errno.EDQUOT):
         return RunError(t("{path}: cannot be written: {reason}", path=path, reason=error.strerror or error))
-    folder = next((parent for parent in Path(path).absolute().parents if parent.exists()), Path("/"))
-    free_bytes = shutil.disk_usage(folder).free
+    free_bytes = shutil.disk_usage(existing(path)).free
     message = "{path}: the disk is full: {needed} bytes needed, {free} bytes free"
     return RunError(t(message, path=path, needed=needed_bytes, free=free_bytes))
+
+
+def existing(path: Path) -> Path:
+    """The nearest folder above ``path``, or itself, that exists."""
+    path = Path(path).absolute()
+    return next((folder for folder in (path, *path.parents) if folder.is_dir()), Path("/"))

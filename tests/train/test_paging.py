@@ -123,7 +123,7 @@ def test_a_paged_run_is_the_unpaged_one_and_leaves_no_file(values, tmp_path: Pat
         last = [sorted(path.parent.glob(f"step-*/{path.name}"))[-1].read_bytes() for path in last]
         assert last[0] == last[1]
     if sys.platform == "linux":
-        assert all(files <= {"recipe.yaml", "metrics.jsonl", "checkpoints"} and maps for files, maps in seen)
+        assert all(files <= {"recipe.yaml", "metrics.jsonl", "checkpoints", ".lock"} and maps for files, maps in seen)
         assert not mapped(tmp_path)
 
 

@@ -5,6 +5,7 @@ machine.best_dtype()                    # "bfloat16" where the processor multipl
 machine.clashes()                       # installed packages that are known not to work together, and what to do
 """
 
+from weitiao.machine.clock import awake_seconds
 from weitiao.machine.env import environment
 from weitiao.machine.hardware import (
     Cpu,
@@ -20,6 +21,7 @@ from weitiao.machine.hardware import (
     usable_cores,
     why_no_gpu,
 )
+from weitiao.machine.lock import Lock
 from weitiao.machine.packages import Clash, clashes, versions
 from weitiao.machine.speed import DTYPES, bandwidth, best_dtype, gemm_gflops, measured_gemm
 
@@ -29,7 +31,9 @@ __all__ = [
     "Cpu",
     "Disk",
     "Gpu",
+    "Lock",
     "Memory",
+    "awake_seconds",
     "bandwidth",
     "best_dtype",
     "clashes",

@@ -114,3 +114,21 @@ def stage_names(stages: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]
             yield f"stages.{number}.name", t("needs a name that can be a folder's")
         elif name in names[:number]:
             yield f"stages.{number}.name", t("is another stage's name too")
+
+
+def laid_over(above: Mapping[str, Any], stage: Mapping[str, Any], first: bool, last: bool) -> dict[str, Any]:
+    """``stage`` over the sections above it; a section that chooses another name starts from that choice's defaults."""
+    values = {key: value for key, value in above.items() if key not in ("stages", "output")}
+    if not last:
+        values.pop("evaluate", None)
+    if not first:
+        kept = ("dtype", "quantize", "double_quantization")
+        values["model"] = {key: value for key, value in (above.get("model") or {}).items() if key in kept}
+    for key, value in stage.items():
+        old = values.get(key)
+        if isinstance(old, Mapping) and isinstance(value, Mapping):
+            same = value.get("name", old.get("name")) == old.get("name")
+            value = {**old, **value} if same else value
+        if key != "name":
+            values[key] = value
+    return values

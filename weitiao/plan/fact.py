@@ -9,18 +9,24 @@ import json
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from weitiao.errors import InputError, t
+from weitiao.errors import InputError, say, t
 from weitiao.evaluate.compare import listing, markdown, shown
 from weitiao.evaluate.plot import curves
-from weitiao.plan.checks import Sections
+from weitiao.evaluate.tasks import evaluate
+from weitiao.methods.io import Tuned
+from weitiao.plan.checks import Sections, measured_on
+from weitiao.plan.curves import judged
+from weitiao.plan.phases import Plan
 from weitiao.plan.prepare import Prepared
 from weitiao.plan.report import duration, size
 from weitiao.runs import Run, command
+from weitiao.train import checkpoint
 from weitiao.train.loop import Fit
 
 SHOWN_VALIDATIONS = 50
@@ -46,6 +52,28 @@ def disk_bytes(run: Run) -> int:
     return sum(path.stat().st_size for path in run.path.rglob("*") if path.is_file())
 
 
+def measured(recipe: Sections, run: Run, tuned: Tuned) -> dict[str, Any]:
+    """The figures of the recipe's evaluation; what was predicted goes to ``predictions.jsonl``."""
+    if recipe.evaluate is None:
+        return {}
+    pictures = recipe.evaluate.pictures or str(run.path)
+    options = recipe.evaluate.model_copy(update={"data": measured_on(recipe), "pictures": pictures})
+    say("measuring {task} on {data}", task=options.task, data=options.data)
+    found = evaluate(tuned, options)
+    lines = (json.dumps(line, ensure_ascii=False) + "\n" for line in found.predictions)
+    run.write("predictions.jsonl", "".join(lines))
+    return dict(found.figures)
+
+
+def finished(run: Run) -> tuple[Fit, Plan]:
+    """What a finished run came to, from what it left; its checkpoints may have been deleted."""
+    path, _ = checkpoint.newest(run.checkpoints)
+    best = (checkpoint.facts(path).get("best") if path else None) or {}
+    steps = max((line["step"] for line in run.metrics()), default=0)
+    plan = Plan.of(json.loads((run.path / "plan.json").read_text(encoding="utf-8")))
+    return Fit(steps, best.get("step"), best.get("metric")), plan
+
+
 def report(recipe: Sections, run: Run, ready: Prepared, done: Fit, figures: Mapping[str, Any]) -> Path:
     """Write ``loss.png`` and ``report.md``: what was run, plan against fact, the curves, the measures, and the commands
     that go on from here."""
@@ -63,6 +91,7 @@ def report(recipe: Sections, run: Run, ready: Prepared, done: Fit, figures: Mapp
         f"## {t('Plan and fact')}\n",
         markdown(["", t("planned"), t("measured")], compared),
         f"## {t('Loss')}\n\n![loss](loss.png)\n",
+        _judgement(run, metrics, done),
         _validations(metrics),
     ]
     if figures:
@@ -88,6 +117,22 @@ def _facts(recipe: Sections, ready: Prepared, done: Fit) -> list[list[str]]:
         [t("steps"), str(done.steps)],
         [t("best step"), best],
     ]
+
+
+def _judgement(run: Run, metrics: Sequence[Mapping[str, Any]], done: Fit) -> str:
+    """What the curves say, and where the weights of the step to use are."""
+    verdict = judged(metrics)
+    if verdict is None:
+        return ""
+    kept = run.checkpoints / f"{checkpoint.PREFIX}{verdict.step:08d}"
+    values = {"step": verdict.step, "epoch": f"{verdict.epoch:.3g}"}
+    if verdict.step == (done.best_step or done.steps):
+        use = t("the step to use is {step} (epoch {epoch}), which is the result", **values)
+    elif kept.is_dir():
+        use = t("the step to use is {step} (epoch {epoch}): {path}", path=kept, **values)
+    else:
+        use = t("the step to use would be {step} (epoch {epoch}); its checkpoint was not kept (train.keep)", **values)
+    return f"{verdict.text}\n\n{use}\n"
 
 
 def _validations(metrics: Sequence[Mapping[str, Any]]) -> str:
@@ -119,7 +164,8 @@ def verb(
         steps = [line for line in lines if "loss" in line]
         measured = [line["validation"] for line in lines if line.get("validation")]
         found = {"run": str(run.path), "finished": run.finished, "last_step": steps[-1] if steps else None}
-        print(json.dumps(found | {"validation": measured[-1] if measured else None}, ensure_ascii=False))
+        found |= {"validation": measured[-1] if measured else None, "curves": (v := judged(lines)) and asdict(v)}
+        print(json.dumps(found, ensure_ascii=False))
     elif (run.path / "report.md").is_file():
         print((run.path / "report.md").read_text(encoding="utf-8"), end="")
     else:

@@ -12,7 +12,7 @@ matrix products at the machine's measured rate, plus memory traffic and the cost
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -104,6 +104,13 @@ class Plan:
     def peak_phase(self) -> str:
         """The phase with the highest peak, on the GPU where one is used."""
         return max(self.phases, key=lambda phase: (phase.gpu_peak_bytes, phase.host_peak_bytes)).name
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Plan:
+        """The plan that :meth:`to_dict` wrote."""
+        known: dict[str, Any] = {name: value for name, value in values.items() if name in cls.__dataclass_fields__}
+        known["phases"] = tuple(Phase(**phase) for phase in values["phases"])
+        return cls(**known)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON, as plan.json and ``weitiao plan --json`` have it."""
@@ -210,13 +217,13 @@ def plan(
     held = Held.of(shape, method, dtype, options, saved_bytes)
     recompute = recomputes(options, shape, course.micro_batch_tokens, dtype, facts)
     cost = speed.Cost.of(shape, method, tape, facts, recompute, options.optimizer)
-    trunk = trunk_blocks(shape, method, options, course, facts, tape)
+    disk = disk_bytes(shape, method, options, held, dtype)
+    trunk = trunk_blocks(shape, method, options, course, facts.free_disk_bytes - disk, tape)
     steps = walk(course, tape, held, cost, recompute, trunk / shape.layers)
     pass_bytes, pass_seconds = validation_pass(validation, course.micro_batch_tokens, tape, cost)
     code = activations.kernel_bytes(shape, method, tape, steps.sizes) if on_cpu else 0
     parts = {"weights": held.weights, "optimizer": held.moments - held.paged, "kernels": code}
     kept = sum(parts.values())
-    disk = disk_bytes(shape, method, options, held, dtype)
     needs = {
         "load": (loading_bytes(shape, dtype, file_bytes), 0),
         "train": (kept + steps.peak_bytes, (held.paged if on_cpu else 0) + states_bytes(course, tape, trunk)),
@@ -246,13 +253,14 @@ def plan(
     )
 
 
-def trunk_blocks(shape: Shape, method: Method, options: TrainOptions, course: Course, facts: Facts, tape: Tape) -> int:
-    """How many of the lowest blocks will run in the first epoch only (``train.trunk``)."""
+def trunk_blocks(shape: Shape, method: Method, options: TrainOptions, course: Course, free: int, tape: Tape) -> int:
+    """How many of the lowest blocks will run in the first epoch only (``train.trunk``), with so many ``free`` bytes of
+    disk."""
     again = course.total_steps > course.steps_per_epoch and not course.pack_tokens
     if options.trunk == "off" or tape.padded or not again:
         return 0
     blocks = frozen_blocks(shape, method, tape)
-    return blocks if states_bytes(course, tape, blocks) <= SHARE * facts.free_disk_bytes else 0
+    return blocks if states_bytes(course, tape, blocks) <= SHARE * free else 0
 
 
 def frozen_blocks(shape: Shape, method: Method, tape: Tape) -> int:

@@ -23,13 +23,18 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from weitiao.errors import RunError
-from weitiao.weights.folders import problems, seal, whole
+from weitiao.errors import RunError, t
+from weitiao.runs import existing
+from weitiao.weights.folders import ROOM_BYTES, problems, seal, whole
 
 PREFIX = "step-"
 GROUPS = ("parameters", "random", "method")
 OPTIMIZER = "optimizer*.safetensors"
 SHARD_BYTES = 64 << 20  # of the optimiser's state in one file; paged state comes into memory by as much
+
+
+class Poisoned(RunError):
+    """A state that holds a number which is not finite; it never becomes a checkpoint."""
 
 
 @dataclass
@@ -47,16 +52,20 @@ class State:
 
 
 def save(folder: Path, state: State, saved: Callable[[Tensor], None] | None = None) -> Path:
-    """Write ``state`` below ``folder``, whole or not at all. RunError names the bytes needed if the disk is full.
-    ``saved`` is told each of the optimiser's tensors that is written."""
+    """Write ``state`` below ``folder``, whole or not at all. RunError names the bytes needed if the disk is full;
+    Poisoned for a weight or moment that is not finite. ``saved`` is told each of the optimiser's tensors that is
+    written."""
     path = folder / f"{PREFIX}{state.step:08d}"
     groups: dict[str, dict[str, Tensor]] = {name: getattr(state, name) for name in GROUPS}
     tensors = [*state.optimizer.values(), *(tensor for group in groups.values() for tensor in group.values())]
     with whole(path, sum(tensor.nbytes for tensor in tensors)) as temporary:
         for name, group in groups.items():
+            if name != "random":
+                check_finite(group, path)
             save_file({key: tensor.contiguous() for key, tensor in group.items()}, temporary / f"{name}.safetensors")
         for number, shard in enumerate(_shards(state.optimizer)):
             name = OPTIMIZER.replace("*", f"-{number:05d}" if number else "")
+            check_finite(shard, path)
             save_file({key: tensor.contiguous() for key, tensor in shard.items()}, temporary / name)
             if saved:
                 for tensor in shard.values():
@@ -64,6 +73,13 @@ def save(folder: Path, state: State, saved: Callable[[Tensor], None] | None = No
         (temporary / "state.json").write_text(json.dumps({"step": state.step, **state.facts}), encoding="utf-8")
         seal(temporary)
     return path
+
+
+def check_finite(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Poisoned if one of ``tensors`` holds a number that is not finite."""
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise Poisoned(t("{path}: not saved: {name} holds numbers that are not finite", path=path, name=name))
 
 
 def _shards(tensors: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
@@ -79,6 +95,20 @@ def _shards(tensors: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
     yield shard
 
 
+def check_room(folder: Path, each: int, count: int) -> int:
+    """The bytes that ``count`` checkpoints of ``each`` take, beside those that are there; RunError if the disk has
+    fewer."""
+    there = sum(file.stat().st_size for path in listed(folder) for file in path.glob("*"))
+    needed, free = max(0, count * (each + ROOM_BYTES) - there), shutil.disk_usage(existing(folder)).free
+    if needed > free:
+        message = (
+            "{path}: the disk has no room for the checkpoints: {needed} bytes needed ({count} at once, {each} each), "
+            "{free} bytes free; train.keep and train.save_every say how many there are"
+        )
+        raise RunError(t(message, path=folder, needed=needed, count=count, each=each + ROOM_BYTES, free=free))
+    return needed
+
+
 def newest(folder: Path) -> tuple[Path | None, list[str]]:
     """The newest checkpoint below ``folder`` that verifies, and what was skipped on the way to it and why."""
     skipped = []
@@ -92,7 +122,7 @@ def newest(folder: Path) -> tuple[Path | None, list[str]]:
 def best(folder: Path) -> Path | None:
     """The checkpoint that the newest one calls the best so far, if it is there and verifies."""
     path, _ = newest(folder)
-    step = path and (load(path).facts.get("best") or {}).get("step")
+    step = path and (facts(path).get("best") or {}).get("step")
     found = folder / f"{PREFIX}{step:08d}" if step else None
     return found if found and found.is_dir() and not problems(found) else None
 
@@ -101,10 +131,15 @@ def load(path: Path) -> State:
     """Read the checkpoint at ``path``; RunError if it does not verify."""
     if wrong := problems(path):
         raise RunError([f"{path}: {problem}" for problem in wrong])
-    facts = json.loads((path / "state.json").read_text(encoding="utf-8"))
+    known = facts(path)
     parameters, generators, method = (load_file(path / f"{name}.safetensors") for name in GROUPS)
     optimizer = {name: tensor for file in sorted(path.glob(OPTIMIZER)) for name, tensor in load_file(file).items()}
-    return State(facts.pop("step"), parameters, optimizer, generators, method, facts)
+    return State(known.pop("step"), parameters, optimizer, generators, method, known)
+
+
+def facts(path: Path) -> dict[str, Any]:
+    """The facts of the checkpoint at ``path``, without its tensors; it is known to verify."""
+    return json.loads((path / "state.json").read_text(encoding="utf-8"))
 
 
 def listed(folder: Path) -> list[Path]:

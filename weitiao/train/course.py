@@ -43,6 +43,7 @@ class Course:
         self.padded, self.train, self.options, self.pack_tokens = padded, train, options, task.pack_tokens
         longest = self.pack_tokens or max(len(example) for example in train)
         self.micro_batch_tokens = memory.micro_batch_tokens(options.micro_batch_tokens, longest)
+        self.left_out: set[str] = set()  # keys of rows that no step has any more
         self.epoch = -1
         self.examples: Sequence[Example] = ()
         self.steps: list[list[list[int]]] = []
@@ -72,7 +73,19 @@ class Course:
         """The rows of ``step`` (from 1), cut into what is computed at once."""
         epoch, index = divmod(step - 1, self.steps_per_epoch)
         self._enter(epoch)
-        return [[self.examples[row] for row in rows] for rows in self.steps[index]]
+        batches = [[self.examples[row] for row in rows] for rows in self.steps[index]]
+        if not self.left_out:
+            return batches
+        kept = ([example for example in batch if self.key(example) not in self.left_out] for batch in batches)
+        return [batch for batch in kept if batch]
+
+    def key(self, example: Example) -> str:
+        """What a row of this epoch is called: packed rows are others in every epoch."""
+        return f"{example.id} of epoch {self.epoch + 1}" if self.pack_tokens else example.id
+
+    def rows_left(self) -> bool:
+        """Whether a row is left to train on."""
+        return bool(self.pack_tokens) or any(self.key(example) not in self.left_out for example in self.train)
 
     def computed_tokens(self, batch: Sequence[Example]) -> int:
         """The tokens of a micro-batch, with its padding where that is computed."""
@@ -92,6 +105,11 @@ class Course:
         if cadence == "none":
             return False
         return step == self.total_steps or step % (self.steps_per_epoch if cadence == "epoch" else cadence) == 0
+
+    def times(self, cadence: Cadence) -> int:
+        """How often in the run something done at this cadence is done; once with ``none``, since the end is saved."""
+        every = self.steps_per_epoch if cadence == "epoch" else self.total_steps if cadence == "none" else cadence
+        return math.ceil(self.total_steps / every)
 
     def fingerprint(self) -> dict[str, Any]:
         """What must be the same for a checkpoint to be gone on from."""

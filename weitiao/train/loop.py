@@ -8,9 +8,7 @@ into micro-batches. Evaluators are callables that are passed in, so the loop kno
 
 from __future__ import annotations
 
-import json
 import math
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -20,17 +18,19 @@ import torch
 from torch import nn
 
 from weitiao.data.batch import Example, collate, plan_epoch
-from weitiao.errors import InputError, Interrupted, RunError, say, t
+from weitiao.errors import InputError, Interrupted, say, t
 from weitiao.generate.engine import positions
+from weitiao.machine import awake_seconds
 from weitiao.methods.base import Method, compute_dtype, computing, trainable
 from weitiao.models import heads, shape
 from weitiao.runs import Run, command
-from weitiao.train import checkpoint, modes, optim
+from weitiao.train import checkpoint, modes, optim, recovery
 from weitiao.train.course import Course
 from weitiao.train.guard import Guard, json_number
-from weitiao.train.modes import evaluating, machine_facts, seed_everything
+from weitiao.train.modes import evaluating, machine_facts
 from weitiao.train.options import TrainOptions
 from weitiao.train.paging import Paged
+from weitiao.train.parts import Parts
 from weitiao.train.stopping import Stop
 from weitiao.train.tasks import Task
 from weitiao.train.trunk import Trunk
@@ -38,6 +38,7 @@ from weitiao.weights.folders import problems
 
 Evaluator = Callable[[nn.Module], Mapping[str, float]]
 Progress = Callable[[Mapping[str, Any], int], None]
+Words = Callable[[Example], str]
 SHOWN_ROWS = 20
 
 
@@ -65,23 +66,27 @@ def fit(
     evaluators: Mapping[str, Evaluator] | None = None,
     pad_id: int = 0,
     resume: bool = False,
+    allow_changes: bool = False,
     progress: Progress | None = None,
+    words: Words | None = None,
 ) -> Fit:
     """Train ``model``, to which ``method`` is attached, on ``train``; on return it holds the best weights.
 
     ``evaluators`` are called with the model and return measures that join the validation loss. With ``resume`` the
-    run goes on from its newest whole checkpoint, bit for bit. ``progress(record, total_steps)`` is told every line.
+    run goes on from its newest whole checkpoint, bit for bit, with what differs from then only if ``allow_changes``.
+    ``progress(record, total_steps)`` is told every line; ``words(row)`` gives the text of a row that is left out.
     InputError for rows without a trained token, before step 1; Interrupted after Ctrl-C or SIGTERM, with a checkpoint
-    written; RunError for a full disk or three steps in a row whose loss or gradient is not finite.
+    written; RunError for a disk without room, for another trainer in the run's folder, and for steps that stay bad.
     """
     check(model, train)
     course = modes.course(model, method, task, train, options)
     state = Trainer(model, method, task, options, run, course, pad_id, progress)
-    state.validation, state.evaluators = validation or (), evaluators or {}
+    state.validation, state.evaluators, state.words = validation or (), evaluators or {}, words
     was_training = model.training
     with (
-        state.started(resume),
-        Trunk.of(model, course, options, run) or nullcontext() as state.trunk,
+        run.locked(),
+        state.started(resume, allow_changes),
+        Trunk.of(model, course, options, run, state.reserved_bytes) or nullcontext() as state.trunk,
         Stop() as stop,
         modes.engine(model, options, course, state.trunk),
     ):
@@ -92,7 +97,8 @@ def fit(
                 if not stop.asked:
                     state.save()
             while state.step < course.total_steps and not stop.asked:
-                state.advance()
+                if not state.advance():
+                    continue
                 improved = course.due(options.evaluate_every, state.step) and state.evaluate(stop)
                 ended = state.step == course.total_steps
                 if improved or ended or stop.asked or course.due(options.save_every, state.step):
@@ -105,7 +111,7 @@ def fit(
             model.train(was_training)
     state.restore_best()
     best = state.best or {}
-    paged_bytes = state.paged.size if state.paged else 0
+    paged_bytes = state.parts.paged.size if state.parts.paged else 0
     return Fit(state.step, best.get("step"), best.get("metric"), state.history, paged_bytes)
 
 
@@ -151,7 +157,7 @@ class Trainer:
         self.run, self.course, self.pad_id, self.progress = run, course, pad_id, progress
         self.validation: Sequence[Example] = ()
         self.evaluators: Mapping[str, Evaluator] = {}
-        self.parameters = trainable(model)
+        self.words: Words | None = None
         self.positions = positions(model)
         self.device = next(model.parameters()).device
         self.optimizer = optim.build(
@@ -162,9 +168,12 @@ class Trainer:
             epsilon=options.epsilon,
             weight_decay=options.weight_decay,
         )
-        self.paged = Paged.of(self.optimizer, options.optimizer, run.path) if options.paged_optimizer else None
+        paged = Paged.of(self.optimizer, options.optimizer, run.path) if options.paged_optimizer else None
+        self.parts = Parts(model, method, self.optimizer, paged)
         self.trunk: Trunk | None = None
-        self.guard = Guard()
+        self.guard = Guard(min(options.warmup_steps, course.total_steps // 2))
+        self.reserved_bytes = 0  # of the disk, for checkpoints
+        self.weights_norm = torch.zeros((), device=self.device)  # after the last step: finite, or they are lost
         self.step = 0
         self.best: dict[str, Any] | None = None
         self.pending = False  # an evaluation was due when the run was stopped
@@ -172,35 +181,43 @@ class Trainer:
 
     # ---- one step --------------------------------------------------------------------------------------------------
 
-    def advance(self) -> None:
-        """One optimiser step, logged."""
-        started = time.perf_counter()
+    def advance(self) -> bool:
+        """One optimiser step, logged; false if it led back to a checkpoint."""
+        started = awake_seconds()
         self.step += 1
         options, course = self.options, self.course
         batches = course.micro_batches(self.step)
         rows = [example for batch in batches for example in batch]
+        if not rows:  # all of them are left out
+            return True
         trained_tokens = sum(example.trained_tokens for example in rows)
         by = optim.factor(options.schedule, self.step, course.total_steps, options.warmup_steps, options.minimum_rate)
         rate = optim.set_rate(self.optimizer, by)
         loss = self.backward(batches, trained_tokens)
-        norm = nn.utils.clip_grad_norm_(self.parameters.values(), options.max_grad_norm or math.inf)
-        loss, norm = torch.stack((loss, norm)).tolist()  # the step's only wait for the device
-        if self.guard.passes(self.step, loss, norm, (example.id for example in rows)):
-            (self.paged or self.optimizer).step()
+        norm = nn.utils.clip_grad_norm_(self.parts.parameters.values(), options.max_grad_norm or math.inf)
+        loss, norm, weights_norm = torch.stack((loss, norm, self.weights_norm)).tolist()  # the only wait for the device
+        if not math.isfinite(weights_norm):
+            return recovery.recover(self, self.step - 1, poisoned=True)
+        fault = self.guard.fault(self.step, loss, norm)
+        if not fault:
+            (self.parts.paged or self.optimizer).step()
             self.method.after_step(self.model, self.step)
+            self.weights_norm = self.parts.norm()
         self.optimizer.zero_grad(set_to_none=True)
-        self.log(
-            {
-                "step": self.step,
-                "epoch": self.step / course.steps_per_epoch,
-                "loss": json_number(loss),
-                "tokens": sum(len(example) for example in rows),
-                "trained_tokens": trained_tokens,
-                "seconds": time.perf_counter() - started,
-                "learning_rate": rate,
-                "grad_norm": json_number(norm),
-            }
-        )
+        line = {
+            "step": self.step,
+            "epoch": self.step / course.steps_per_epoch,
+            "loss": json_number(loss),
+            "tokens": sum(len(example) for example in rows),
+            "trained_tokens": trained_tokens,
+            "seconds": awake_seconds() - started,
+            "learning_rate": rate,
+            "grad_norm": json_number(norm),
+        }
+        self.log(line | ({"skipped": fault} if fault else {}))
+        if fault and not self.guard.repeated:
+            recovery.drop_known(self, rows)
+        return not self.guard.repeated or recovery.recover(self, self.step)
 
     def backward(self, batches: Sequence[Sequence[Example]], trained_tokens: int) -> torch.Tensor:
         """Add the step's gradient, micro-batch by micro-batch; returns its loss."""
@@ -236,7 +253,7 @@ class Trainer:
         """
         if not self.validation and not self.evaluators:
             return False
-        started = time.perf_counter()
+        started = awake_seconds()
         self.pending = True
         with evaluating(self.model):
             measures = self.validation_loss(stop)
@@ -246,7 +263,7 @@ class Trainer:
         if stop.asked:
             return False
         self.pending = False
-        seconds = time.perf_counter() - started
+        seconds = awake_seconds() - started
         epoch = self.step / self.course.steps_per_epoch
         shown = {name: json_number(value) for name, value in measures.items()}
         self.log({"step": self.step, "epoch": epoch, "validation": shown, "seconds": seconds})
@@ -291,7 +308,7 @@ class Trainer:
             say(message, path=path, reason="; ".join(wrong))
             self.best = None
             return
-        self.set_parameters(checkpoint.load(path).parameters, str(path))
+        self.parts.put_weights(checkpoint.load(path).parameters, str(path))
 
     # ---- keeping ---------------------------------------------------------------------------------------------------
 
@@ -303,14 +320,8 @@ class Trainer:
             self.progress(record, self.course.total_steps)
 
     def save(self) -> None:
-        """Write a checkpoint and remove those that are no longer kept."""
-        names: dict[Any, str] = {parameter: name for name, parameter in self.parameters.items()}
-        moments = {
-            f"{kind}/{names[parameter]}": tensor
-            for parameter, kinds in self.optimizer.state.items()
-            for kind, tensor in kinds.items()
-        }
-        weights = {name: parameter.detach() for name, parameter in self.parameters.items()}
+        """Write a checkpoint and remove those that are no longer kept; from a state with a number that is not finite it
+        is back to the one before instead."""
         epoch, in_epoch = divmod(self.step, self.course.steps_per_epoch)
         facts = {
             "epoch": epoch,
@@ -319,74 +330,32 @@ class Trainer:
             "pending_evaluation": self.pending,
             "guard": self.guard.state(),
             "started_with": self.course.fingerprint(),
+            "recipe": self.run.recipe(),
             "machine": machine_facts(),
         }
-        state = checkpoint.State(
-            self.step, weights, moments, checkpoint.random_state(), self.method.state(self.model), facts
-        )
-        checkpoint.save(self.run.checkpoints, state, self.paged.home.rest if self.paged else None)
+        paged = self.parts.paged
+        try:
+            checkpoint.save(self.run.checkpoints, self.parts.take(self.step, facts), paged.home.rest if paged else None)
+        except checkpoint.Poisoned:
+            recovery.recover(self, self.step, poisoned=True)
+            return
         checkpoint.prune(self.run.checkpoints, self.options.keep, self.best["step"] if self.best else None)
 
+    def check_room(self) -> int:
+        """The bytes of all checkpoints that there will be at once (those kept, the best, and one being written), beside
+        those that are there already; RunError if the disk has fewer."""
+        options, course = self.options, self.course
+        tested = options.best is not None and bool(self.validation or self.evaluators)
+        saves = course.times(options.save_every) + (course.times(options.evaluate_every) if tested else 0)
+        each = self.parts.saved_bytes(options.optimizer)
+        return checkpoint.check_room(self.run.checkpoints, each, min(saves, options.keep + 1 + tested))
+
     @contextmanager
-    def started(self, resume: bool) -> Iterator[None]:
+    def started(self, resume: bool, allow_changes: bool) -> Iterator[None]:
         """Begin; at the end, whatever it is, the optimiser's state goes."""
         try:
-            self.start(resume)
+            recovery.start(self, resume, allow_changes)
+            self.reserved_bytes = self.check_room()
             yield
         finally:
-            if self.paged:
-                self.paged.close()
-
-    def start(self, resume: bool) -> None:
-        """Seed everything, or go on from the newest checkpoint that verifies."""
-        path, skipped = checkpoint.newest(self.run.checkpoints) if resume else (None, [])
-        for line in skipped:
-            say("skipped a damaged checkpoint: {line}", line=line)
-        if skipped and path is None:
-            raise RunError([t("no checkpoint of {path} is whole", path=self.run.path), *skipped])
-        self.method.begin(self.model, self.course.total_steps)
-        if path is None:
-            seed_everything(self.options.seed)
-            if resume:
-                self.run.rewind(0)
-            return
-        state = checkpoint.load(path)
-        self.agree(path, state.facts)
-        self.set_parameters(state.parameters, str(path))
-        while state.optimizer:  # one leaves before the next is read
-            self.set_moment(*state.optimizer.popitem())
-        self.step, self.best, self.pending = state.step, state.facts["best"], state.facts["pending_evaluation"]
-        self.method.restore(self.model, state.method)
-        self.guard = Guard(**state.facts["guard"])
-        checkpoint.set_random_state(state.random)
-        self.run.rewind(self.step)
-        say("going on from {path}", path=path)
-
-    def set_moment(self, name: str, tensor: torch.Tensor) -> None:
-        """Put a tensor of a checkpoint into the optimiser's state. torch's fused steps count where the weights are."""
-        kind, _, of = name.partition("/")
-        parameter = self.parameters[of]
-        if self.paged and tensor.ndim:
-            self.paged.keep(parameter, kind, tensor)
-            return
-        stays = kind == "step" and not self.optimizer.defaults.get("fused")
-        self.optimizer.state[parameter][kind] = tensor.to("cpu" if stays else parameter.device, copy=True)
-
-    def agree(self, path: Any, facts: Mapping[str, Any]) -> None:
-        """InputError naming everything that is not as it was; a word if bits may differ."""
-        then, now = facts["started_with"], json.loads(json.dumps(self.course.fingerprint()))
-        message = "{path}: was made with {key}={then}, and now it is {now}"
-        changed = [key for key in now if now[key] != then.get(key)]
-        if changed:
-            raise InputError([t(message, path=path, key=key, then=then.get(key), now=now[key]) for key in changed])
-        if facts["machine"] != machine_facts():
-            say("this machine, torch or number of threads is not the one before: the last bits may differ")
-
-    def set_parameters(self, values: Mapping[str, torch.Tensor], where: str) -> None:
-        """Copy ``values`` into the trainable parameters; they must be exactly these."""
-        if wrong := sorted(values.keys() ^ self.parameters.keys()):
-            shown = ", ".join(wrong[:SHOWN_ROWS])
-            raise InputError(t("{path}: holds other parameters than train now: {names}", path=where, names=shown))
-        with torch.no_grad():
-            for name, parameter in self.parameters.items():
-                parameter.copy_(values[name])
+            self.parts.close()

@@ -96,6 +96,11 @@ class TrainOptions(Options):
         "where that changes no result, that is, without dropout; on: with dropout too, of which they then share the "
         "draw; off: every row computes it",
     )
+    bad_rows: Literal["skip", "stop"] = Field(
+        default="skip",
+        description="when steps stay bad (a loss, gradient or weight that is no finite number, or leaps), skip: back "
+        "to the last checkpoint and on without the rows at fault; stop: end. Both write them to bad_rows.jsonl",
+    )
     seed: int = Field(default=0, ge=0, description="order of the rows, dropout, initial adapter weights")
 
     @model_validator(mode="after")

@@ -55,16 +55,17 @@ class Trunk:
         self.open()
 
     @classmethod
-    def of(cls, model: nn.Module, course: Course, options: TrainOptions, run: Run) -> Trunk | None:
-        """What can be kept in this run; None where every epoch differs or is the only one, where something below the
-        first block trains, where blocks do not run in one piece, or where the disk has no room, which is said."""
-        made = cls._of(model, course, options, run)
+    def of(cls, model: nn.Module, course: Course, options: TrainOptions, run: Run, reserved: int = 0) -> Trunk | None:
+        """What can be kept in this run, whose disk has ``reserved`` bytes that are for others; None where every epoch
+        differs or is the only one, where something below the first block trains, where blocks do not run in one piece,
+        or where the disk has no room, which is said."""
+        made = cls._of(model, course, options, run, reserved)
         if made is None:
             shutil.rmtree(run.path / FOLDER, ignore_errors=True)
         return made
 
     @classmethod
-    def _of(cls, model: nn.Module, course: Course, options: TrainOptions, run: Run) -> Trunk | None:
+    def _of(cls, model: nn.Module, course: Course, options: TrainOptions, run: Run, reserved: int) -> Trunk | None:
         blocks = frozen_blocks(model)
         again = course.total_steps > course.steps_per_epoch
         if options.trunk == "off" or course.padded or course.pack_tokens or not (again and blocks):
@@ -72,7 +73,7 @@ class Trunk:
         width, dtype = modules.embedding(model).weight.shape[1], modules.embedding(model).weight.dtype
         needed = trunk_bytes(sum(map(len, course.train)), width, dtype.itemsize)
         own = run.path / FOLDER / STATES
-        free = machine.disk(run.path).free_bytes + (own.stat().st_size if own.is_file() else 0)
+        free = machine.disk(run.path).free_bytes - reserved + (own.stat().st_size if own.is_file() else 0)
         if needed > SHARE * free:
             message = "frozen blocks run in every epoch: to keep what they make takes {needed} MiB, and {free} are free"
             say(message, needed=needed >> 20, free=free >> 20)
