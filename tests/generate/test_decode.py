@@ -100,6 +100,24 @@ def test_a_row_is_what_it_is_alone():
 
 
 @with_kernels
+def test_prompts_are_read_in_parts_and_rows_are_as_many_as_it_takes(monkeypatch):
+    model, rows = made("llama", LORA), prompts(random.choices(range(1, 60), k=75), shared=9)
+    options, seen, of = SampleOptions(max_new_tokens=3), [], Decoder.of
+    monkeypatch.setattr(Decoder, "of", lambda model, rows, tokens: seen.append(rows) or of(model, rows, tokens))
+    whole = generate(model, rows, options, stop_ids=[2], pad_id=0, batch_size=75)
+    assert max(seen) == products.FEW
+    monkeypatch.setattr(decode, "PREFILL_TOKENS", 100)
+    parts = generate(model, rows, options, stop_ids=[2], pad_id=0, batch_size=75)
+    assert [one.ids for one in whole] == [one.ids for one in parts]
+
+
+def test_parts_hold_every_row_once_and_are_bounded(monkeypatch):
+    monkeypatch.setattr(decode, "PREFILL_TOKENS", 100)
+    assert decode.cuts([60, 40, 1, 99, 100, 250, 7]) == [0, 2, 4, 5, 6, 7]
+    assert decode.cuts([300]) == [0, 1]
+
+
+@with_kernels
 @pytest.mark.parametrize("width", [16, 48, 64, 128])
 def test_heads_of_any_width(monkeypatch, width):
     model = made("llama", head_dim=width, num_attention_heads=3, num_key_value_heads=1)

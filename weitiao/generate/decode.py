@@ -12,6 +12,7 @@ are rounded to it when a decoder is made.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from weitiao.models import kernels, modules, products
 from weitiao.models.block import known_blocks
 from weitiao.models.whole import GATE_UP, QKV, Block, Linear, Rows, extend
 
+PREFILL_TOKENS = 2048  # of prompts that are read at once: more are no faster, and take more memory
 SPARE_TOKENS = 128  # room that the cache has ahead
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")  # whose angles do not depend on how long a text is
 DTYPE = torch.bfloat16
@@ -77,22 +79,28 @@ class Decoder:
         lengths = torch.tensor([len(prompt) for prompt in prompts])
         self._room(int(lengths.max()) + SPARE_TOKENS)
         if shared:
-            self._extend([prompts[0][:shared]], 0, torch.tensor([shared]))
+            self._extend(0, [prompts[0][:shared]], 0, torch.tensor([shared]))
             for cache in (*self.keys, *self.values):
                 cache[1:, :, :shared] = cache[:1, :, :shared]
-        states = self._extend([prompt[shared:] for prompt in prompts], shared, lengths)
+        parts = [prompt[shared:] for prompt in prompts]
+        states = [
+            self._extend(first, parts[first:last], shared, lengths[first:last])
+            for first, last in pairwise(cuts([*map(len, parts)]))
+        ]
         self.lengths = lengths
-        return self._logits(states)
+        return self._logits(torch.cat(states))
 
-    def _extend(self, parts: Sequence[Sequence[int]], before: int, lengths: Tensor) -> Tensor:
-        """Run the ends of rows through the blocks, behind ``before`` tokens; the last hidden states [B, H]."""
+    def _extend(self, first: int, parts: Sequence[Sequence[int]], before: int, lengths: Tensor) -> Tensor:
+        """Run the ends of rows from row ``first`` on through the blocks, behind ``before`` tokens; the last hidden
+        states [B, H]."""
         ids = torch.tensor([token for part in parts for token in part])
         starts = torch.tensor([0, *map(len, parts)]).cumsum(0)
         places = torch.cat([torch.arange(before, before + len(part)) for part in parts])
         rows = Rows(starts, *(angle[places][None] for angle in self.angles))
         states = self.embedding[ids].to(DTYPE)
+        own = slice(first, first + len(parts))
         for block, keys, values in zip(self.blocks, self.keys, self.values, strict=True):
-            states = extend(states, rows, block, keys[: len(parts)], values[: len(parts)], lengths, DTYPE)
+            states = extend(states, rows, block, keys[own], values[own], lengths, DTYPE)
         return states[starts[1:] - 1]
 
     def step(self, tokens: Tensor) -> Tensor:
@@ -154,6 +162,17 @@ class Decoder:
         assert tensor.is_contiguous()
         self.held.append(tensor)
         return tensor.data_ptr()
+
+
+def cuts(lengths: Sequence[int]) -> list[int]:
+    """Where rows are cut into parts of at most PREFILL_TOKENS, or of one row; 0 first and their number last."""
+    found, tokens = [0], 0
+    for row, length in enumerate(lengths):
+        if row > found[-1] and tokens + length > PREFILL_TOKENS:
+            found.append(row)
+            tokens = 0
+        tokens += length
+    return [*found, len(lengths)]
 
 
 def _rounded(block: Block) -> Block:

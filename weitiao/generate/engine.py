@@ -26,6 +26,7 @@ from weitiao.generate.sample import SampleOptions, Sampler
 from weitiao.methods.base import compute_dtype, computing
 from weitiao.methods.virtual import leading
 from weitiao.models import modules
+from weitiao.models.products import FEW
 from weitiao.models.quantized import keep_plain
 
 SHARED_PREFIX_TOKENS = 16  # a shorter common prefix is not worth a forward pass of its own
@@ -77,6 +78,9 @@ def generate(
     order = sorted(range(len(prompts)), key=lambda row: len(prompts[row]), reverse=True)
     batch_size = batch_size if modules.takes(model, CACHE) else 1
     with evaluating(model):
+        longest = max(map(len, prompts), default=0) + options.max_new_tokens
+        if batch_size > FEW and Decoder.of(model, FEW, longest):  # so many more quickly than more of them at once
+            batch_size = FEW
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
             _generate_batch(model, prompts, rows, options, frozenset(stop_ids), pad_id, tokenizer, on_token, finish)
