@@ -12,7 +12,7 @@ import json
 import types
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
 
@@ -100,6 +100,8 @@ def kind(annotation: Any) -> str:
         return ", ".join(dict.fromkeys(kind(argument) for argument in arguments))
     if origin in (list, tuple):
         return "list"
+    if origin is Annotated:
+        return kind(arguments[0])
     names = {str: "text", int: "integer", float: "number", bool: "`true`, `false`", type(None): "`null`"}
     return names.get(annotation, "mapping")
 

@@ -290,6 +290,7 @@ _EXPECTED = {
     "string": "a text",
     "bool": "true or false",
     "none": "null",
+    "string_pattern_mismatch": "a size such as 4GiB or 900MiB",  # no option has another pattern
     **dict.fromkeys(("list", "tuple"), "a list"),
     **dict.fromkeys(("dict", "mapping", "model", "union"), "options of its own (key: value)"),
 }
@@ -326,7 +327,7 @@ def _wrong_type(found: Sequence[tuple[ErrorDetails, _Owner]]) -> str:
             choices += re.findall(r"'([^']*)'", context["expected"]) or [context["expected"]]
         elif kind == "finite_number":
             return t("must be a finite number, found {found}", found=value)
-        elif (word := kind.partition("_")[0]) in _EXPECTED:
+        elif (word := kind if kind in _EXPECTED else kind.partition("_")[0]) in _EXPECTED:
             expected.append(t(_EXPECTED[word]))
         else:
             return str(context.get("error", error["msg"]))

@@ -283,7 +283,7 @@ def _run_one(
         model = recipe.method.attach(model)
         check_trainable(model, ready.train)
         pad_id: Any = ready.tokenizer.pad_token_id
-        loss = rehearse(model, recipe.method, task, ready.train, recipe.train, pad_id)
+        loss = rehearse(model, recipe.method, task, ready.train, recipe.train, pad_id, ready.plan.recomputed_blocks)
         say("rehearsed the largest micro-batch: loss {loss}", loss=f"{loss:.4f}")
         begin()
         _made(run, _plain(recipe), ways, locks)
@@ -296,7 +296,8 @@ def _run_one(
         done = fit(
             model, recipe.method, task, ready.train, recipe.train,
             run=run, validation=ready.validation, evaluators=evaluators, pad_id=pad_id, resume=resume,
-            allow_changes=ways.allow_changes, progress=bar, words=lambda row: str(ready.tokenizer.decode(row.ids))
+            allow_changes=ways.allow_changes, recomputed=ready.plan.recomputed_blocks, progress=bar,
+            words=lambda row: str(ready.tokenizer.decode(row.ids))
         )  # fmt: skip
     base = "" if recipe.model.config is not None else ready.model.path
     final = run.adapter if recipe.method.saves == "adapter" else run.model

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import os
 import subprocess
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 
 from weitiao.data.batch import Example
+from weitiao.errors import InputError
 from weitiao.methods import METHODS
 from weitiao.methods.base import trainable
 from weitiao.models import shape, tiny
@@ -170,6 +172,24 @@ def test_recomputation_is_decided_as_the_loop_decides_it(more: int, monkeypatch:
     assert ours == memory.recomputes("auto", model, 4096) == (more < 0)
 
 
+def test_a_budget_recomputes_as_few_blocks_as_will_do():
+    """Of four blocks; the budgets lie between what the plan says of each number, whose peaks fall as it grows."""
+    rows, found = examples(40, 400), shape.read(tiny.make("llama", num_hidden_layers=4).config)
+
+    def made(**options: object) -> Plan:
+        given = TrainOptions.model_validate(options)
+        return plan(found, METHODS["full"](), TaskOptions().build(), given, rows, facts=FACTS)
+
+    most, least = (made(memory=memory).host_peak_bytes for memory in ("fast", "low"))
+    plans = [made(memory=f"{bytes_ / 2**20:.4f}MiB") for bytes_ in np.linspace(most + 1024, least + 1024, 30)]
+    counts = [one.recomputed_blocks for one in plans]
+    assert counts == sorted(counts) and set(counts) == {0, 2, 3, 4}  # one alone would save nothing
+    for fewer, more in itertools.pairwise(plans):
+        assert fewer.recomputed_blocks == more.recomputed_blocks or fewer.host_peak_bytes > more.host_peak_bytes
+    with pytest.raises(InputError, match="will not do"):
+        made(memory=f"{least // 2**20 - 1}MiB")
+
+
 def test_the_report_is_short_and_in_both_languages(chinese: None):
     lines = report.text(planned()).splitlines()
     assert 6 <= len(lines) <= 10
@@ -186,6 +206,7 @@ from weitiao.methods import METHODS
 from weitiao.models import load, shape
 from weitiao.runs import Run
 from weitiao.data.batch import Example
+from weitiao.errors import InputError
 from weitiao.train.loop import fit
 from weitiao.train.options import TrainOptions
 from weitiao.train.tasks import TaskOptions

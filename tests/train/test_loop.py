@@ -17,7 +17,7 @@ from torch.nn import functional
 from tests.train.support import losses, method_of, model_with, rows, train, weights_hash
 from weitiao.data.batch import Example, collate
 from weitiao.errors import InputError, Interrupted, RunError
-from weitiao.models import tiny
+from weitiao.models import modules, tiny
 from weitiao.train import checkpoint
 
 KEYS = {"step", "epoch", "loss", "tokens", "trained_tokens", "seconds", "learning_rate", "grad_norm"}
@@ -67,6 +67,19 @@ def test_recomputing_changes_nothing(tmp_path):
     ways = [train(tmp_path / way, rows(8), {"name": "lora"}, options={"memory": way}) for way in ("low", "fast")]
     assert losses(ways[0][2]) == pytest.approx(losses(ways[1][2]), rel=1e-6)
     assert not any(getattr(module, "gradient_checkpointing", False) for module in ways[0][1].modules())
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_as_many_blocks_are_computed_again_as_asked_for(tmp_path, family, number):
+    """Of two; a block is told to compute again while it runs."""
+    told = []
+    model, method = model_with({"name": "full"}, family)
+    for layer in modules.blocks(model):
+        layer.register_forward_pre_hook(lambda layer, _: told.append(layer.gradient_checkpointing))
+    options = {"max_steps": 1, "batch_size": 2, "evaluate_every": "none"}
+    train(tmp_path / "run", rows(2), model=(model, method), options=options, recomputed=number)
+    assert told[:2] == [True] * number + [False] * (2 - number)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """What autograd keeps of a forward pass, from the shape alone.
 
     found = tape(shape, method, "float32")
-    found.kept_bytes(tokens=8 * 512, length=512, trained=700, recompute=False)
+    found.kept_bytes(tokens=8 * 512, length=512, trained=700)
 
 Counted per token of a micro-batch and block, by the roles of ``plan.blocks``. A block below the first one that trains
 keeps nothing. Recomputation keeps each block's input and one whole block at a time.
@@ -23,7 +23,7 @@ from weitiao.plan.blocks import block_bytes, fused_bytes, square_bytes
 from weitiao.train.logps import chunk_rows
 
 FLOAT_BYTES = 4
-HEAP_SHARE, ADAPTER_HEAP_SHARE = 0.4, 0.9
+HEAP_SHARE, ADAPTER_HEAP_SHARE, PACKED_HEAP_SHARE = 0.4, 0.9, 0.5
 KERNELS, KERNEL_BYTES = 1024, 570_000  # oneDNN's cache and the size of one entry, measured
 
 
@@ -46,14 +46,17 @@ class Tape:
     head_work_bytes: int  # the head's gradient, where it trains
     padded: bool = True  # padding is computed
 
-    def kept_bytes(self, tokens: int, length: int, trained: int, recompute: bool) -> int:
+    def kept_bytes(self, tokens: int, length: int, trained: int, recomputed: int = 0) -> int:
         """The peak over the weights and the optimiser of one micro-batch of ``tokens`` computed tokens in rows of
-        ``length``, ``trained`` of them predicted."""
+        ``length``, ``trained`` of them predicted, where so many blocks compute what they keep again."""
+        recomputed = min(recomputed, self.blocks)
         squares = length * self.square_bytes
         block, every = self.block_bytes + squares, self.blocks * (self.block_bytes + squares)
-        blocks = self.blocks * self.hidden_bytes + block if recompute else every
+        again = recomputed * self.hidden_bytes + block if recomputed else 0
+        blocks = (self.blocks - recomputed) * block + again
         per_token = blocks + self.work_bytes + squares + 2 * self.hidden_bytes + self.heap_share * every
-        copies = self.weight_copies + self.sum_bytes * (1 + (1 if recompute else self.blocks))  # and a gradient of one
+        sums = 1 + self.blocks - recomputed + bool(recomputed)  # and a gradient of one
+        copies = self.weight_copies + self.sum_bytes * sums
         head = trained * self.head_row_bytes + self.logits_bytes(trained) + self.head_work_bytes
         return int(tokens * per_token + head + copies)
 
@@ -72,6 +75,7 @@ def tape(shape: Shape, method: Method, dtype: str, fused: bool = False) -> Tape:
     piece."""
     item = 4 if dtype == "float32" else 2
     whole = fused_bytes(shape, method, item) if fused else None
+    padded = whole is None or not without_padding(getattr(torch, dtype))
     names = method.base_names(shape)
     head = {name for name, size in shape.tensors.items() if size == (shape.vocab, shape.hidden)}
     trained_head = shape.vocab * shape.hidden if head & names else 0
@@ -85,22 +89,24 @@ def tape(shape: Shape, method: Method, dtype: str, fused: bool = False) -> Tape:
         blocks=kept_blocks(shape, method),
         hidden_bytes=shape.hidden * item,
         work_bytes=item * ((3 if whole is None else 4) * shape.intermediate + 2 * shape.hidden),
-        heap_share=heap_share(method, item),
+        heap_share=heap_share(method, item, padded),
         weight_copies=0 if item == FLOAT_BYTES else item * matrices,
         sum_bytes=item * sum(stack.count * stack.inputs * stack.outputs for stack in summed) // shape.layers,
         head_row_bytes=2 * shape.hidden * item + 2 * FLOAT_BYTES,
         head_chunk_rows=chunk_rows(shape.vocab),
         head_chunk_row_bytes=piece_bytes * shape.vocab,
         head_work_bytes=2 * FLOAT_BYTES * trained_head,
-        padded=whole is None or not without_padding(getattr(torch, dtype)),
+        padded=padded,
     )
 
 
-def heap_share(method: Method, item: int) -> float:
+def heap_share(method: Method, item: int, padded: bool) -> float:
     """Holes that glibc's heap is left with between the tensors that stay, as a share of all that blocks keep,
-    recomputed or not; measured. An adapter's many short-lived tensors leave the most."""
+    recomputed or not; measured. An adapter's many short-lived tensors leave the most, blocks in one piece the least."""
     if sys.platform != "linux":
         return 0.0
+    if not padded:
+        return PACKED_HEAP_SHARE
     return (ADAPTER_HEAP_SHARE if method.adds else HEAP_SHARE) * FLOAT_BYTES / item
 
 

@@ -12,13 +12,15 @@ matrix products at the machine's measured rate, plus memory traffic and the cost
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from weitiao import machine
 from weitiao.data.batch import Example, padded_length, plan_epoch
+from weitiao.errors import InputError, t
 from weitiao.methods.base import Method
 from weitiao.methods.expand import Expand
 from weitiao.models import kernels
@@ -28,6 +30,7 @@ from weitiao.plan.activations import Tape
 from weitiao.plan.speed import trained_linears
 from weitiao.train.checkpoint import SHARD_BYTES
 from weitiao.train.course import Course, shares
+from weitiao.train.memory import size_bytes
 from weitiao.train.optim import state_bytes, step_bytes
 from weitiao.train.options import TrainOptions
 from weitiao.train.tasks import Task
@@ -76,7 +79,7 @@ class Plan:
     tokens: int  # read in all steps
     worst_step: int
     worst_tokens: int
-    recompute: bool
+    recomputed_blocks: int
     dtype: str
     device: str
     available_bytes: int
@@ -215,15 +218,28 @@ def plan(
     tape = activations.tape(shape, method, dtype, fused)
     course = Course(train, task, options, tape.padded, shares(options, method, frozen_blocks(shape, method, tape)))
     held = Held.of(shape, method, dtype, options, saved_bytes)
-    recompute = recomputes(options, shape, course.micro_batch_tokens, dtype, facts)
-    cost = speed.Cost.of(shape, method, tape, facts, recompute, options.optimizer)
     disk = disk_bytes(shape, method, options, held, dtype)
     trunk = trunk_blocks(shape, method, options, course, facts.free_disk_bytes - disk, tape)
-    steps = walk(course, tape, held, cost, recompute, trunk / shape.layers)
-    pass_bytes, pass_seconds = validation_pass(validation, course.micro_batch_tokens, tape, cost)
-    code = activations.kernel_bytes(shape, method, tape, steps.sizes) if on_cpu else 0
-    parts = {"weights": held.weights, "optimizer": held.moments - held.paged, "kernels": code}
+
+    def walked(again: int) -> tuple[speed.Cost, Steps, dict[str, int]]:
+        """All steps where so many blocks compute their activations twice, and what is held beside these."""
+        cost = speed.Cost.of(shape, method, tape, facts, again / max(tape.blocks, 1), options.optimizer)
+        steps = walk(course, tape, held, cost, again, trunk / shape.layers)
+        code = activations.kernel_bytes(shape, method, tape, steps.sizes) if on_cpu else 0
+        return cost, steps, {"weights": held.weights, "optimizer": held.moments - held.paged, "kernels": code}
+
+    def peak_bytes(again: int) -> int:
+        _, steps, parts = walked(again)
+        phase = placed("train", sum(parts.values()) + steps.peak_bytes, 0, facts, held.paged)
+        return phase.host_peak_bytes if on_cpu else phase.gpu_peak_bytes
+
+    if options.memory in ("auto", "low", "fast"):
+        again = tape.blocks * recomputes(options, shape, course.micro_batch_tokens, dtype, facts)
+    else:
+        again = fewest(tape.blocks, peak_bytes, options.memory)
+    cost, steps, parts = walked(again)
     kept = sum(parts.values())
+    pass_bytes, pass_seconds = validation_pass(validation, course.micro_batch_tokens, tape, cost)
     needs = {
         "load": (loading_bytes(shape, dtype, file_bytes), 0),
         "train": (kept + steps.peak_bytes, (held.paged if on_cpu else 0) + states_bytes(course, tape, trunk)),
@@ -242,7 +258,7 @@ def plan(
         tokens=steps.read,
         worst_step=steps.worst,
         worst_tokens=steps.tokens,
-        recompute=recompute,
+        recomputed_blocks=again,
         dtype=dtype,
         device=facts.device,
         available_bytes=facts.available_bytes if on_cpu else facts.gpu_available_bytes,
@@ -275,9 +291,23 @@ def states_bytes(course: Course, tape: Tape, blocks: int) -> int:
     return sum(map(len, course.train)) * tape.hidden_bytes if blocks else 0
 
 
-def walk(course: Course, tape: Tape, held: Held, cost: speed.Cost, recompute: bool, trunk_share: float = 0.0) -> Steps:
-    """Every step of the run: its peak over what is held, and its time; ``trunk_share`` of the blocks run in the first
-    epoch only."""
+def fewest(blocks: int, peak_bytes: Callable[[int], int], limit: str) -> int:
+    """How many of so many blocks have to compute their activations twice for the peak to stay below ``limit``
+    (``4GiB``). InputError if all of them are not enough."""
+    if (least := peak_bytes(blocks)) > size_bytes(limit):
+        message = (
+            "train.memory: {limit} will not do: with the activations of every block computed twice the peak is {peak}; "
+            "give so much, or take fewer train.micro_batch_tokens, a smaller data.max_length or model.quantize=nf4"
+        )
+        raise InputError(t(message, limit=limit, peak=f"{-(-least // 2**20)}MiB"))
+    if peak_bytes(0) <= size_bytes(limit):  # one alone takes its input more than none; from there on it falls
+        return 0
+    return bisect_left(range(blocks), True, lo=1, key=lambda number: peak_bytes(number) <= size_bytes(limit))
+
+
+def walk(course: Course, tape: Tape, held: Held, cost: speed.Cost, again: int, trunk_share: float = 0.0) -> Steps:
+    """Every step of the run: its peak over what is held, and its time; ``again``: blocks that compute their activations
+    twice; ``trunk_share`` of the blocks run in the first epoch only."""
     read, worst, most, peak, seconds = 0, 1, 0, 0, 0.0
     sizes: set[int] = set()
     for step in range(1, course.total_steps + 1):
@@ -290,7 +320,7 @@ def walk(course: Course, tape: Tape, held: Held, cost: speed.Cost, recompute: bo
             seconds += cost.micro_batch_seconds(tokens, length, trained, kept_share)
             read += sum(lens)
             sizes.add(tokens)
-            kept = tape.kept_bytes(tokens, length, trained, recompute)
+            kept = tape.kept_bytes(tokens, length, trained, again)
             # gradients take the place of activations as a backward pass goes; those of a former one are all there
             needed = held.gradients + kept if number else max(held.gradients, kept)
             needed = max(needed, held.gradients + held.window)

@@ -46,8 +46,9 @@ def text(plan: Plan) -> str:
         lines.append("  " + t(message, size=size(plan.paged_bytes), where=where))
     message = "most is needed in step {step} of {steps}: {tokens} tokens at once"
     lines.append("  " + t(message, step=plan.worst_step, steps=plan.steps, tokens=f"{plan.worst_tokens:,}"))
-    if plan.recompute:
-        lines.append("  " + t("activations are computed twice, so that they need not be kept"))
+    if plan.recomputed_blocks:
+        message = "activations of {count} blocks are computed twice, so that they need not be kept"
+        lines.append("  " + t(message, count=plan.recomputed_blocks))
     if plan.total_seconds is not None and plan.step_seconds is not None:
         message = "time: about {total} ({step} a step)"
         lines.append("  " + t(message, total=duration(plan.total_seconds), step=duration(plan.step_seconds)))

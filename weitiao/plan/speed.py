@@ -1,6 +1,6 @@
 """How long a micro-batch takes: matrix products at the machine's measured rate, memory traffic, operations started.
 
-cost = Cost.of(shape, method, tape, facts, recompute=False)
+cost = Cost.of(shape, method, tape, facts, again=0.0)
 cost.micro_batch_seconds(tokens=8 * 512, length=512, trained=700)
 """
 
@@ -47,9 +47,7 @@ class Cost:
     bytes_per_second: float
 
     @classmethod
-    def of(
-        cls, shape: Shape, method: Method, tape: Tape, facts: Facts, recompute: bool, optimizer: str = "adamw"
-    ) -> Cost:
+    def of(cls, shape: Shape, method: Method, tape: Tape, facts: Facts, again: float, optimizer: str = "adamw") -> Cost:
         """The cost of training a model of this shape by ``method`` on the machine of ``facts``."""
         adapter, trained = method.adds, method.count(shape)
         share = 0.0 if adapter else min(trained / shape.parameters, 1.0)  # of the weights that need a gradient
@@ -63,11 +61,11 @@ class Cost:
             adapter_flops=6.0 * widths * max(rank, THIN_WIDTH),
             head_flops=2.0 * shape.vocab * shape.hidden,
             attention_flops=0.0 if stepped else 2.0 * shape.heads * shape.head_dim * shape.layers,  # over half a row
-            backward=through * (1.0 + recompute) + share,
+            backward=through * (1.0 + again) + share,
             head_backward=1.0 + (share == 1.0),
             moved_bytes=PASSES * tape.block_bytes * shape.layers + ADAPTER_PASSES * widths * tape.item_bytes,
-            start_seconds=operations * START_SECONDS * (1.0 + recompute / 3),
-            step_seconds=stepped * shape.layers * STEP_OPERATIONS * START_SECONDS * (1.0 + recompute / 3),
+            start_seconds=operations * START_SECONDS * (1.0 + again / 3),
+            step_seconds=stepped * shape.layers * STEP_OPERATIONS * START_SECONDS * (1.0 + again / 3),
             optimiser_seconds=trained * ADAMW_BYTES / facts.bytes_per_second
             + own_flops(optimizer, trained_linears(shape, method)) / (facts.gflops * 1e9),
             flops_per_second=facts.gflops * 1e9,

@@ -67,6 +67,7 @@ def fit(
     pad_id: int = 0,
     resume: bool = False,
     allow_changes: bool = False,
+    recomputed: int | None = None,
     progress: Progress | None = None,
     words: Words | None = None,
 ) -> Fit:
@@ -74,7 +75,8 @@ def fit(
 
     ``evaluators`` are called with the model and return measures that join the validation loss. With ``resume`` the
     run goes on from its newest whole checkpoint, bit for bit, with what differs from then only if ``allow_changes``.
-    ``progress(record, total_steps)`` is told every line; ``words(row)`` gives the text of a row that is left out.
+    ``progress(record, total_steps)`` is told every line; ``words(row)`` gives the text of a row that is left out;
+    ``recomputed``: how many blocks compute their activations twice, where the plan has found it.
     InputError for rows without a trained token, before step 1; Interrupted after Ctrl-C or SIGTERM, with a checkpoint
     written; RunError for a disk without room, for another trainer in the run's folder, and for steps that stay bad.
     """
@@ -88,7 +90,7 @@ def fit(
         state.started(resume, allow_changes),
         Trunk.of(model, course, options, run, state.reserved_bytes) or nullcontext() as state.trunk,
         Stop() as stop,
-        modes.engine(model, options, course, state.trunk),
+        modes.engine(model, options, course, state.trunk, recomputed),
     ):
         model.train()
         try:

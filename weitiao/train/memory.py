@@ -31,11 +31,18 @@ def micro_batch_tokens(wanted: int | Literal["auto"], longest: int) -> int:
     return max(longest, AUTO_TOKENS) if wanted == "auto" else wanted
 
 
-def recomputes(wanted: Literal["auto", "low", "fast"], model: nn.Module, batch_tokens: int) -> bool:
-    """Whether layers forget their activations and compute them again in the backward pass (arXiv 1604.06174)."""
-    if wanted != "auto":
+def recomputes(wanted: str, model: nn.Module, batch_tokens: int) -> bool:
+    """Whether layers forget their activations and compute them again in the backward pass (arXiv 1604.06174), where no
+    plan says how many of them do (``train.memory``)."""
+    if wanted in ("low", "fast"):
         return wanted == "low"
-    return activation_bytes(model, batch_tokens) > machine.memory().available_bytes // 2
+    limit = machine.memory().available_bytes // 2 if wanted == "auto" else size_bytes(wanted)
+    return activation_bytes(model, batch_tokens) > limit
+
+
+def size_bytes(size: str) -> int:
+    """``4GiB`` or ``900MiB`` in bytes."""
+    return int(float(size[:-3]) * (1 << {"MiB": 20, "GiB": 30}[size[-3:]]))
 
 
 def activation_bytes(model: nn.Module, batch_tokens: int) -> int:

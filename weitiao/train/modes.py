@@ -17,7 +17,7 @@ from torch import nn
 
 from weitiao.data.batch import Example, padded_length
 from weitiao.methods.base import Method, compute_dtype, computing
-from weitiao.models import kernels
+from weitiao.models import kernels, modules
 from weitiao.models.block import Kept, fused, packs
 from weitiao.models.quantized import codes_only
 from weitiao.train import checkpoint, memory
@@ -42,14 +42,20 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def engine(model: Any, options: TrainOptions, course: Course, trunk: Kept | None = None) -> Iterator[None]:
+def engine(
+    model: Any, options: TrainOptions, course: Course, trunk: Kept | None = None, recomputed: int | None = None
+) -> Iterator[None]:
     """How a micro-batch of ``course`` is computed in training: with quick dropout, known blocks in one piece, freed
-    memory at hand, and activations computed twice where they would not fit."""
-    again = memory.recomputes(options.memory, model, course.micro_batch_tokens)
+    memory at hand, and activations computed twice in the lowest ``recomputed`` of the blocks that keep any; None: in
+    all or none of them, as ``train.memory`` says."""
+    again = memory.recomputes(options.memory, model, course.micro_batch_tokens) if recomputed is None else recomputed
     sharing = options.shared_prefixes if course.sharing else "off"
     with memory.kept(), quick(model), fused(model, whole(options), trunk, sharing):
         if again:
             model.activation_checkpointing_enable({"use_reentrant": False})
+            kept: list[Any] = [] if recomputed is None else [*modules.blocks(model)][frozen_blocks(model) + again :]
+            for part in (part for layer in kept for part in layer.modules() if hasattr(part, "gradient_checkpointing")):
+                part.gradient_checkpointing = False
         try:
             yield
         finally:

@@ -14,6 +14,7 @@ from weitiao.errors import t
 
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, lt=1)]
+Size = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?(MiB|GiB)$")]
 Cadence = Literal["epoch", "none"] | Count
 
 
@@ -76,9 +77,11 @@ class TrainOptions(Options):
         description="validation measure whose best checkpoint becomes the result: loss (lowest) or an evaluator's "
         "(highest); null: the last step",
     )
-    memory: Literal["auto", "low", "fast"] = Field(
+    memory: Literal["auto", "low", "fast"] | Size = Field(
         default="auto",
-        description="low: compute activations twice instead of keeping them; auto: only where they would not fit",
+        description="low: compute activations twice instead of keeping them; auto: only where they would not fit; "
+        "fast: never; a size such as 4GiB or 900MiB: those of as many blocks as it takes for the plan's peak to stay "
+        "below it",
     )
     engine: Literal["auto", "plain"] = Field(
         default="auto",

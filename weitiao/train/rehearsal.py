@@ -28,7 +28,13 @@ def worst(course: Course) -> list[Example]:
 
 
 def rehearse(
-    model: nn.Module, method: Method, task: Task, train: Sequence[Example], options: TrainOptions, pad_id: int
+    model: nn.Module,
+    method: Method,
+    task: Task,
+    train: Sequence[Example],
+    options: TrainOptions,
+    pad_id: int,
+    recomputed: int | None = None,
 ) -> float:
     """Forward and backward of the worst micro-batch; returns its mean loss, and leaves no gradient and no random number
     used. RunError if memory does not suffice or the loss is not finite."""
@@ -38,7 +44,7 @@ def rehearse(
     batch = collate(examples, pad_id, positions(model)).to(next(model.parameters()).device)
     training = model.training
     try:
-        with modes.engine(model, options, course):
+        with modes.engine(model, options, course, recomputed=recomputed):
             model.train()
             with method.training(model):
                 with computing(model):
