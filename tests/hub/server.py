@@ -34,7 +34,8 @@ KINDS = (
 
 @dataclass(frozen=True)
 class Fault:
-    """What goes wrong with one reply: ``at`` a byte of its body, with a ``value`` (a status, seconds)."""
+    """What goes wrong with one reply: ``at`` a byte of its body (counted round and round, but by ``every``, a cut after
+    so many bytes if there are as many), with a ``value`` (a status, seconds)."""
 
     kind: str
     at: int = 0
@@ -282,9 +283,10 @@ class Hub(BaseHTTPRequestHandler):
     def pour(self, part: bytes, fault: Fault) -> None:
         """Send a body; stop, stall or dribble in it."""
         at = fault.at % (len(part) + 1) if fault.kind in ("cut", "stall", "trickle") else len(part)
+        at = min(fault.at, len(part)) if fault.kind == "every" else at
         position = 0
         while position < len(part):
-            if fault.kind == "cut" and position >= at:
+            if fault.kind in ("cut", "every") and position >= at:
                 return
             if fault.kind == "stall" and position >= at:
                 time.sleep(fault.value)

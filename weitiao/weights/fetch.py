@@ -114,7 +114,8 @@ def fetch(
         say("{name}: the hub cannot be reached; using the cached copy {folder}", name=listing.name, folder=folder)
     elif verify_all:
         say("{name}: all {count} files are here and right; nothing to fetch", name=listing.name, count=len(entries))
-    place.pin(target.revision, _hashed(place, listing, entries))
+    if (hashed := _hashed(place, listing, entries)) != listing:
+        place.pin(target.revision, hashed)
     if not include and target.repository and not target.dataset and not target.path:
         to_safetensors(place, listing.commit, [entry.path for entry in entries if _any(entry.path, PICKLES)])
         _check(folder)

@@ -29,7 +29,7 @@ from weitiao.errors import RunError, say, t
 from weitiao.weights.partial import Partial
 from weitiao.weights.web import Fault, Refused, Web, chunks
 
-PIECE_BYTES = 128 << 10  # what a kill may cost each connection
+PIECE_BYTES = 64 << 10  # what a kill may cost each connection, and as much again that was just read
 SAID_SECONDS = 10.0  # waits from this on are said
 
 
