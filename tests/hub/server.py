@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import gzip
 import hashlib
@@ -20,12 +21,14 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 SHARE = "fb9f16d6dc8f482596c2"
 LARGE = (".safetensors", ".bin")  # what the hub keeps in LFS, named by sha256
 CHUNK = 16 << 10
+BUFFER_BYTES = 16 << 10  # of a socket: what lies there at a kill was sent, and no program has seen it
 KINDS = (
     *("cut", "flip", "status", "stall", "trickle", "ignore_range", "wrong_range", "no_length", "wrong_length"),
     *("changed", "redirect", "circle", "gzip", "empty"),
@@ -101,7 +104,7 @@ class Hub(BaseHTTPRequestHandler):
         pass
 
     def setup(self) -> None:
-        self.request.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 64 << 10)
+        self.request.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER_BYTES)
         super().setup()
 
     def answer(self, status: int, body: bytes = b"", **headers: str) -> None:
@@ -310,3 +313,22 @@ def serving(repositories: Mapping[str, Mapping[str, bytes]]) -> Iterator[Server]
     finally:
         server.shutdown()
         server.server_close()
+
+
+def main() -> None:
+    """``python -m tests.hub.server FOLDER --every 5000000``: a folder as org/NAME, each connection cut so often."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--every", type=int, default=0, help="cut every connection after so many bytes")
+    options = parser.parse_args()
+    files = {path.name: path.read_bytes() for path in sorted(options.folder.iterdir()) if path.is_file()}
+    with serving({f"org/{options.folder.name}": files}) as server:
+        server.always = Fault("every", options.every) if options.every else None
+        print(f"export HF_ENDPOINT={server.url}", flush=True)
+        with contextlib.suppress(KeyboardInterrupt):
+            threading.Event().wait()
+        print(f"{server.sent} bytes of files sent in {len(server.ranges)} requests, {server.cuts} of them cut")
+
+
+if __name__ == "__main__":
+    main()

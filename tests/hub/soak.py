@@ -19,6 +19,7 @@ import multiprocessing
 import os
 import random
 import shutil
+import socket
 import sys
 import tempfile
 import threading
@@ -30,14 +31,14 @@ from typing import Any
 
 from huggingface_hub import constants, hf_hub_download
 
-from tests.hub.server import KINDS, Fault, Server, flipped, serving
+from tests.hub.server import BUFFER_BYTES, KINDS, Fault, Server, flipped, serving
 from weitiao.weights import fetch
 from weitiao.weights.transfer import Limits
 from weitiao.weights.web import Web
 
 SEEDS = range(1000)
 RUNS = 12  # how often a person starts a client again, kills not counted
-END_SECONDS = 90.0  # after which a client is said to go on for ever
+END_SECONDS = 300.0  # after which a client is said to go on for ever
 TIMEOUT_SECONDS = 0.5
 REPOSITORY, FILE = "org/soak", "model.safetensors"
 LIMITS = Limits(smallest_part_bytes=256 << 10, part_bytes=2 << 20, wait_s=0.02, longest_wait_s=0.2)
@@ -113,6 +114,13 @@ def run_client(name: str, url: str, mirror: str, cache: str) -> None:
     constants.HF_HUB_CACHE, constants.HF_HUB_OFFLINE = cache, False
     constants.HF_HUB_DISABLE_XET, constants.HF_HUB_DOWNLOAD_TIMEOUT = True, 1
     os.environ["HF_ENDPOINT"] = url
+    connect = socket.socket.connect
+
+    def narrow(self: socket.socket, *arguments: Any) -> Any:
+        self.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER_BYTES)
+        return connect(self, *arguments)
+
+    socket.socket.connect = narrow  # type: ignore[method-assign]
     sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (for the process's life)
     try:
         CLIENTS[name](url, mirror, cache)

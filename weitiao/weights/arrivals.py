@@ -41,8 +41,11 @@ def get(
     groups = sorted(by_content.values(), key=lambda group: group[0].size)
     whole = sum(group[0].size for group in groups)
     rewritten = sum(entry.size for entry in missing if any(fnmatch(entry.path, one) for one in PICKLES))
-    _check_disk(listing.name, whole + rewritten - sum(place.kept_bytes(group[0]) for group in groups), place.root)
+    kept = sum(place.kept_bytes(group[0]) for group in groups)
+    _check_disk(listing.name, whole + rewritten - kept, place.root)
     say("{name}: fetching {count} files, {size} MB", name=listing.name, count=len(missing), size=whole // 10**6)
+    if kept:
+        say("{size} MB of them are here from before", size=kept // 10**6)
     stop, problems = threading.Event(), []
     small = deque(group for group in groups if group[0].size <= limits.smallest_part_bytes)
     with Bar(whole) as bar:
