@@ -74,7 +74,7 @@ class Server(ThreadingHTTPServer):
         self.sent = self.cuts = 0
         self.watch: tuple[int, threading.Event] | None = None  # set when so many bytes were sent
         self.lock = threading.Lock()
-        self.hashes: dict[int, tuple[str, str]] = {}
+        self.hashes: dict[bytes, tuple[str, str]] = {}
 
     @property
     def requests(self) -> list[str]:
@@ -82,9 +82,9 @@ class Server(ThreadingHTTPServer):
 
     def names(self, data: bytes) -> tuple[str, str]:
         """git's sha1 and the sha256 of a file, each computed once."""
-        if id(data) not in self.hashes:
-            self.hashes[id(data)] = sha1_of_git(data), hashlib.sha256(data).hexdigest()
-        return self.hashes[id(data)]
+        if data not in self.hashes:
+            self.hashes[data] = sha1_of_git(data), hashlib.sha256(data).hexdigest()
+        return self.hashes[data]
 
     def count(self, number: int) -> None:
         with self.lock:
@@ -237,7 +237,8 @@ class Hub(BaseHTTPRequestHandler):
         fault = fault or Fault("")
         self.server.ranges.append(self.headers.get("Range", ""))
         if fault.kind == "status":
-            return self.answer(int(fault.value), Retry_After="0", Connection="close")
+            code = {"X_Error_Code": "GatedRepo"} if fault.value == 403 else {}
+            return self.answer(int(fault.value), Retry_After="0", Connection="close", **code)
         if fault.kind in ("redirect", "circle"):
             again = self.path if fault.kind == "circle" else f"{self.path}{'&' if '?' in self.path else '?'}hop=1"
             return self.answer(302, Location=again)
@@ -245,7 +246,8 @@ class Hub(BaseHTTPRequestHandler):
             self.close_connection = True
             return None
         if fault.kind == "changed":
-            data, tag = flipped(data, fault.at), '"' + "f" * (len(tag) - 2) + '"' if tag else tag
+            data = flipped(data, fault.at)
+            tag = f'"{self.server.names(data)[len(tag) == 66]}"' if tag else tag
         return self.body(data, tag, fault)
 
     def head(self, data: bytes, tag: str) -> None:

@@ -345,6 +345,12 @@ def test_links(run, hub, tmp_path):
     assert code == 0 and (Path(out.strip()) / "ice_text.model").read_bytes() == b"ice", err  # its hash was kept
 
 
+def test_files_behind_a_gate(run, hub):
+    hub.always = Fault("status", value=403)
+    code, _, err = run("fetch", "org/tiny")
+    assert code == 2 and "access must be asked for" in err
+
+
 def test_a_token_goes_to_its_own_host_only(run, hub):
     with serving(hub.repositories) as mirror, serving(hub.repositories) as cdn:
         hub.cdn = cdn.url

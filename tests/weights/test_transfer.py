@@ -16,7 +16,7 @@ from weitiao.errors import RunError
 from weitiao.weights import cache, web
 from weitiao.weights.cache import Place
 from weitiao.weights.partial import Partial, gaps, hasher, joined
-from weitiao.weights.sources import Entry
+from weitiao.weights.sources import Entry, Listing
 from weitiao.weights.transfer import Download, Limits, Line, Unreachable
 
 SIZE = 3_000_003
@@ -265,5 +265,7 @@ def test_one_process_takes_over_what_a_dead_one_left_and_waits_for_a_live_one(tm
     assert place.kept_bytes(entry) > 0
     taken = place.claim(entry)
     assert taken == folder and Partial(taken, SIZE, entry.digest).have == [(0, 1000)]
-    place.tidy()
+    place.tidy(Listing("x", "c", "", (entry,)))
+    assert len(list(Path(tmp_path).rglob("*.part"))) == 1  # it may be wanted yet
+    place.tidy(Listing("x", "c", "", ()))
     assert not list(Path(tmp_path).rglob("*.part"))

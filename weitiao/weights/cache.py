@@ -173,10 +173,12 @@ class Place:
         data = [part / "data" for part in self._parts(f"{_key(entry)}.*.part")]
         return max((min(path.stat().st_blocks * 512, entry.size) for path in data if path.is_file()), default=0)
 
-    def tidy(self) -> None:
-        """Remove what dead processes left."""
+    def tidy(self, listing: Listing) -> None:
+        """Remove what dead processes left, but for files of this listing that are still missing."""
+        wanted = {_key(entry) for entry in listing.entries if not self.holds(listing.commit, entry)}
         for found in self._parts("*.part"):
-            if _dead(found) or found.name.endswith(f".{_owner()}.part"):
+            mine = found.name.endswith(f".{_owner()}.part")
+            if (mine or _dead(found)) and found.name.partition(".")[0] not in wanted:
                 shutil.rmtree(found, ignore_errors=True)
 
     def _parts(self, pattern: str) -> Iterator[Path]:

@@ -106,7 +106,7 @@ def fetch(
     if missing:
         if reached is not None:
             limits = replace(limits, tries=1)  # nobody answers: no long patience
-        if _offline():
+        if _offline() or (reached is not None and not target.repository):
             raise RunError(_unreachable(target, reached))
         place.pin(target.revision, listing)
         moved = get(web, target, listing, missing, bases, place, limits)
@@ -120,7 +120,7 @@ def fetch(
         to_safetensors(place, listing.commit, [entry.path for entry in entries if _any(entry.path, PICKLES)])
         _check(folder)
     place.point(target.revision, listing.commit)
-    place.tidy()
+    place.tidy(listing)
     return Fetched(folder, listing.commit, moved, tuple(entry.path for entry in entries))
 
 

@@ -25,9 +25,9 @@ from dataclasses import dataclass, field
 from functools import partial as bound
 from typing import Any
 
-from weitiao.errors import RunError, say, t
+from weitiao.errors import InputError, RunError, WeitiaoError, say, t
 from weitiao.weights.partial import Partial
-from weitiao.weights.web import Fault, Refused, Web, chunks
+from weitiao.weights.web import Fault, Refused, Web, chunks, origin
 
 PIECE_BYTES = 64 << 10  # what a kill may cost each connection, and as much again that was just read
 SAID_SECONDS = 10.0  # waits from this on are said
@@ -61,7 +61,7 @@ class Line:
     wasted: int = 0  # bytes that were there already
     tags: list[str] = field(default_factory=list)
     gone: str = ""  # why it is not asked any more
-    refused: bool = False  # because it said so
+    refused: str = ""  # its own word for it: GatedRepo, EntryNotFound, …
 
     @property
     def ranged(self) -> bool:
@@ -161,7 +161,7 @@ class Download:
             except Fault as fault:
                 self._note(line, fault, asked)
             except Refused as refused:
-                line.gone, line.refused = str(refused), True
+                line.gone, line.refused = str(refused), refused.code or "-"
 
     def _line(self) -> Line | None:
         """The first place that may be asked now, waiting for it; RunError when none is left."""
@@ -171,15 +171,22 @@ class Download:
                 now = time.monotonic()
                 ready = [line for line in left if line.ready <= now]
             if not left:
-                reasons = "; ".join(f"{line.label}: {line.gone}" for line in self.lines)
-                kept = self.partial.size - sum(stop - start for start, stop in self.partial.missing())
-                message = "{name}: not fetched ({reasons}); {kept} of {size} bytes are kept, run again"
-                kind = RunError if all(line.refused for line in self.lines) else Unreachable
-                raise kind(t(message, name=self.name, reasons=reasons, kept=kept, size=self.partial.size))
+                raise self._failed()
             if ready:
                 return min(ready, key=lambda line: not line.ranged)
             self.stop.wait(min(0.5, min(line.ready for line in left) - now))
         return None
+
+    def _failed(self) -> WeitiaoError:
+        """Why no place is left to ask."""
+        if any(line.refused == "GatedRepo" for line in self.lines):
+            message = "{name}: access must be asked for on its page; then log in (hf auth login)"
+            return InputError(t(message, name=self.name))
+        reasons = "; ".join(f"{line.label}: {line.gone}" for line in self.lines)
+        kept = self.partial.size - sum(stop - start for start, stop in self.partial.missing())
+        message = "{name}: not fetched ({reasons}); {kept} of {size} bytes are kept, run again"
+        kind = RunError if all(line.refused for line in self.lines) else Unreachable
+        return kind(t(message, name=self.name, reasons=reasons, kept=kept, size=self.partial.size))
 
     def _note(self, line: Line, fault: Fault, asked: float) -> None:
         """Remember a fault: what gave new bytes may be asked again at once, the rest after a wait, or not at all.
@@ -244,19 +251,20 @@ class Download:
         return 0
 
     def _same_file(self, line: Line, reply: Any) -> None:
-        """Fault if a tag says that this is another file than before. A tag may be the content's hash; of others each is
-        taken after its first time, as the machines behind one name may have their own."""
-        tag = (reply.headers.get("X-Linked-ETag") or reply.headers.get("ETag") or "").removeprefix("W/").strip('"')
-        kind, _, known = self.partial.digest.partition(":")
-        if known and re.fullmatch(r"[0-9a-f]+", tag) and len(tag) == len(known):
-            if tag != known:
-                raise Fault(t("it has another file ({kind} {tag})", kind=kind, tag=tag[:12]))
-        elif tag and tag not in (line.tags if known else line.tags[-1:]):
-            line.tags.append(tag)
-            if len(line.tags) > 1:
-                if not known:  # nothing else would tell old bytes from new ones
-                    self.partial.drop(0, self.partial.size)
-                raise Fault(t("the file was changed meanwhile"))
+        """Fault if a tag says that this is another file than before. A tag that comes again is taken where a hash will
+        decide: machines behind one name may each have their own, and what looks like a hash may be none."""
+        tag = (reply.headers.get("ETag") or "").removeprefix("W/").strip('"')
+        known = self.partial.digest.partition(":")[2]
+        if not tag or tag == known or tag in (line.tags if known else line.tags[-1:]):
+            return
+        line.tags.append(tag)
+        at_home = origin(reply.url) == origin(line.url)
+        if known and at_home and len(tag) == len(known) and re.fullmatch(r"[0-9a-f]+", tag):
+            raise Fault(t("it has another file ({tag})", tag=tag[:12]))
+        if len(line.tags) > 1:
+            if not known:  # nothing else would tell old bytes from new ones
+                self.partial.drop(0, self.partial.size)
+            raise Fault(t("the file was changed meanwhile"))
 
     def _take(self, line: Line, reply: Any, at: int, stop: Callable[[], int]) -> None:
         """Write a reply's bytes, piece by piece, up to ``stop``; Fault if it ends before, or comes too slowly."""
