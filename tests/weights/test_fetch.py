@@ -3,8 +3,10 @@
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -69,7 +71,7 @@ def hub(model, pickles):
 def run(hub, tmp_path):
     """Run ``weitiao`` in a fresh process against the little hub (the client reads its variables when imported)."""
 
-    def run(*arguments, **more):
+    def run(*arguments, background=False, **more):
         environment = {
             "HF_ENDPOINT": hub.url,
             "HF_HOME": str(tmp_path / "hf"),
@@ -81,6 +83,8 @@ def run(hub, tmp_path):
             **more,
         }
         command = [sys.executable, "-m", "weitiao", *arguments]
+        if background:
+            return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
         return done.returncode, done.stdout, done.stderr
 
@@ -349,6 +353,31 @@ def test_files_behind_a_gate(run, hub):
     hub.always = Fault("status", value=403)
     code, _, err = run("fetch", "org/tiny")
     assert code == 2 and "access must be asked for" in err
+
+
+def test_ctrl_c_keeps_what_came(run, hub):
+    hub.always = Fault("stall", 1_000_000, 60)
+    started = run("fetch", "org/rows", "--dataset", "--include", "data/*", background=True)
+    while hub.sent < 1_000_000 and started.poll() is None:
+        time.sleep(0.02)
+    time.sleep(0.5)  # what was sent is read and written
+    started.send_signal(signal.SIGINT)
+    out, err = started.communicate(timeout=60)
+    assert started.returncode in (1, 130) and not out and "the same command goes on from there" in err, err
+    assert "Traceback" not in err
+    sent, hub.always = hub.sent, None
+    code, _, err = run("fetch", "org/rows", "--dataset")
+    assert code == 0 and "here from before" in err and hub.sent < len(BIG) + sent / 2, err
+
+
+def test_two_processes_fetch_once(run, hub):
+    hub.always = Fault("trickle", 0, 0.01)
+    both = [run("fetch", "org/rows", "--dataset", "--json", background=True) for _ in range(2)]
+    said = [process.communicate(timeout=60) for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    folders = {json.loads(out)["folder"] for out, _ in said}
+    assert (Path(folders.pop()) / "data" / "big.parquet").read_bytes() == BIG and not folders
+    assert hub.sent <= 2 * len(BIG) + 100
 
 
 def test_a_token_goes_to_its_own_host_only(run, hub):

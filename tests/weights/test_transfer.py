@@ -269,3 +269,11 @@ def test_one_process_takes_over_what_a_dead_one_left_and_waits_for_a_live_one(tm
     assert len(list(Path(tmp_path).rglob("*.part"))) == 1  # it may be wanted yet
     place.tidy(Listing("x", "c", "", ()))
     assert not list(Path(tmp_path).rglob("*.part"))
+
+
+def test_without_ranges_one_connection_reads(tmp_path, hub):
+    hub.always = Fault("ignore_range")
+    for number in range(5):
+        hub.sent = 0
+        assert get(tmp_path / str(number), hub.url).read_bytes() == DATA
+        assert hub.sent < 2 * SIZE  # what the other connections were sent before they were closed

@@ -223,9 +223,11 @@ class Download:
             headers = {} if line.odd >= 2 else {"Range": f"bytes={start}-{stop - 1}"}
             reply = held.enter_context(self.web.open(line.url, headers))
             first = self._first_byte(line, reply, start)
+            self.answered.set()
             if reply.status == 200 and not alone:
                 held.enter_context(self.whole)
-            self.answered.set()
+                if self.partial.gap(start, stop) is None:
+                    return  # the one before has read it meanwhile
             part = reply.status == 206
             self._take(line, reply, first, lambda: stop if part or line.ranged else self.partial.size)
 
