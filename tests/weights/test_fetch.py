@@ -291,10 +291,15 @@ def test_what_is_refused(run, arguments, code, said):
     assert (got, out) == (code, "") and "error: " in err and said in err and "Traceback" not in err
 
 
-def test_offline_without_a_copy(run):
+def test_offline_without_a_copy(run, hub, tmp_path):
     code, _, err = run("fetch", "org/tiny", HF_HUB_OFFLINE="1")
     assert code == 1 and "cannot be reached" in err
     code, _, err = run("fetch", "org/tiny", HF_ENDPOINT="http://127.0.0.1:9")
+    assert code == 1 and "cannot be reached" in err
+    code, _, err = run("fetch", f"{hub.url}/d/{SHARE}/", HF_HUB_OFFLINE="1")
+    assert code == 1 and "cannot be reached" in err
+    assert run("fetch", "org/tiny")[0] == 0
+    code, _, err = run("fetch", "org/tiny", "--to", str(tmp_path / "x"), HF_HUB_OFFLINE="1")
     assert code == 1 and "cannot be reached" in err
 
 

@@ -99,7 +99,7 @@ def fetch(
     web = web or Web(sources.keys(bases))
     listing, reached = _listing(web, target, bases, place)
     if listing is None:
-        return _cached(target, reached)
+        return _cached(target, reached, to)
     entries = _chosen(target, listing, include, exclude)
     missing = [entry for entry in entries if not place.holds(listing.commit, entry, verify_all)]
     folder, moved = place.folder(listing.commit), 0
@@ -233,12 +233,13 @@ def _unreachable(target: Target, reason: str | None) -> str:
     return t(message, name=shown(target.name), reason=reason)
 
 
-def _cached(target: Target, reason: str | None) -> Fetched:
-    """A complete copy that another tool put into the hub's cache; RunError if there is none."""
+def _cached(target: Target, reason: str | None, to: Path | None) -> Fetched:
+    """A complete copy that another tool put into the hub's cache; RunError if there is none, or for a folder ``to``,
+    which cannot be told from another model's."""
     from huggingface_hub import snapshot_download
 
     message = _unreachable(target, reason)
-    if target.kind != "hub":
+    if target.kind != "hub" or to is not None:
         raise RunError(message)
     kind = "dataset" if target.dataset else "model"
     try:
