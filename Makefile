@@ -30,7 +30,7 @@ check-elsewhere: setup ## adapters saved here, loaded by PEFT in another environ
 	$(BIN)/python -m tests.methods.elsewhere write runs/elsewhere
 	$(OTHER) tests/methods/elsewhere.py read runs/elsewhere
 
-soak-fetch: setup ## 1,000 seeded schedules of download faults; goes on where it stopped (an hour at most)
+soak-fetch: setup ## 1,000 seeded schedules of download faults; goes on where it stopped
 	$(BIN)/python -m tests.hub
 	$(BIN)/python -m tests.hub --client huggingface_hub --every 20
 

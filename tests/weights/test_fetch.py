@@ -390,7 +390,7 @@ def test_a_token_goes_to_its_own_host_only(run, hub):
         hub.cdn = cdn.url
         hub.faults.append(Fault("redirect"))
         hub.always = Fault("status", value=404)
-        cdn.always = Fault("cut", 100)
+        cdn.always = Fault("every", 50_000)
         keys = {"HF_TOKEN": "hf_canary", "MODELSCOPE_API_TOKEN": "ms"}
         code, _, err = run("fetch", "org/tiny", "--mirror", mirror.url, **keys)
         assert code == 0, err

@@ -128,6 +128,12 @@ def test_a_cut_every_64_kib_costs_nothing(tmp_path, hub):
     assert hub.sent == SIZE
 
 
+def test_a_tag_that_looks_like_a_hash_and_is_none_costs_one_request(tmp_path, hub):
+    hub.always = Fault("odd_tag")
+    assert get(tmp_path / "p", hub.url).read_bytes() == DATA
+    assert len(hub.ranges) <= 1 + -(-SIZE // (256 << 10))
+
+
 def test_a_wrong_bit_is_found_without_fetching_what_lies_behind_it(tmp_path, hub):
     limits = replace(LIMITS, connections=1, part_bytes=256 << 10)
     hub.faults.extend([Fault(""), Fault("flip", 1000)])
