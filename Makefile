@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test matrix check-elsewhere lint base clean FORCE
+.PHONY: help setup demo test matrix check-elsewhere soak-fetch lint base clean FORCE
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,6 +29,10 @@ check-elsewhere: setup ## adapters saved here, loaded by PEFT in another environ
 	rm -rf runs/elsewhere
 	$(BIN)/python -m tests.methods.elsewhere write runs/elsewhere
 	$(OTHER) tests/methods/elsewhere.py read runs/elsewhere
+
+soak-fetch: setup ## 1,000 seeded schedules of download faults; goes on where it stopped
+	$(BIN)/python -m tests.hub
+	$(BIN)/python -m tests.hub --client huggingface_hub --every 20
 
 lint: setup ## ruff and pyright
 	$(BIN)/ruff check .

@@ -18,7 +18,7 @@ from weitiao.errors import RunError
 
 VERBS = {
     "env": ["--json"],
-    "fetch": ["--json", "--revision", "--to"],
+    "fetch": ["--json", "--revision", "--include", "--exclude", "--mirror", "--dataset", "--to"],
     "inspect": ["--json"],
     "convert": [],
     "tokenizer train": ["--json", "--output", "--kind", "--vocab-size", "--overwrite", "--skip-bad"],

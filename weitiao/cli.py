@@ -33,7 +33,7 @@ class Verb(NamedTuple):
 
 VERBS = (
     Verb("env", "weitiao.machine.env:env_verb", "what this machine can do, and what to do about what it cannot"),
-    Verb("fetch", "weitiao.weights.fetch:verb", "get a model's files, verified"),
+    Verb("fetch", "weitiao.weights.fetch:verb", "get a model's or a data set's files, resumed and verified"),
     Verb("inspect", "weitiao.weights.inspect:verb", "the tensors of a model folder, without loading it"),
     Verb("convert", "weitiao.weights.convert:verb", "ChatGLM2/3 or Llama as first published, into a folder that loads"),
     Verb("tokenizer train", "weitiao.data.tokenizer:train_verb", "train a tokenizer on text"),

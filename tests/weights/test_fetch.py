@@ -1,95 +1,25 @@
-"""Names become folders: local ones, the embedded one, and repositories of a small hub on the loopback."""
+"""Names become folders: local ones, the embedded one, and what a small hub on the loopback has."""
 
 import hashlib
 import json
-import shutil
+import os
+import signal
 import subprocess
 import sys
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+import time
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
 import pytest
+import torch
 
-from weitiao.errors import InputError
+from tests.hub.server import COMMIT, SHARE, Fault, serving
+from weitiao.errors import InputError, RunError
 from weitiao.models import tiny
-from weitiao.weights import fetch
+from weitiao.weights import arrivals, cache, fetch, inspect, sources
 
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
 HEADER = b'{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}'
 ONE_TENSOR = len(HEADER).to_bytes(8, "little") + HEADER + b"x"
-LARGE = ".safetensors"  # what the hub keeps in LFS, named by sha256
-
-
-def sha1_of_git(data: bytes) -> str:
-    return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
-
-
-class Server(ThreadingHTTPServer):
-    """What the little hub has, was asked, and does wrong."""
-
-    def __init__(self, repositories):
-        super().__init__(("127.0.0.1", 0), Hub)
-        self.repositories, self.requests, self.flip = repositories, [], False
-        self.url = f"http://127.0.0.1:{self.server_port}"
-
-
-class Hub(BaseHTTPRequestHandler):
-    """The hub's API for the repositories of its server (name -> path -> bytes)."""
-
-    server: Server
-    protocol_version = "HTTP/1.1"
-
-    def log_message(self, *_):
-        pass
-
-    def answer(self, status, body=b"", **headers):
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(body)))
-        for name, value in headers.items():
-            self.send_header(name.replace("_", "-"), value)
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
-
-    def as_json(self, value):
-        self.answer(200, json.dumps(value).encode(), Content_Type="application/json")
-
-    def do_HEAD(self):
-        self.do_GET()
-
-    def do_GET(self):
-        self.server.requests.append(f"{self.command} {self.path}")
-        words = unquote(urlsplit(self.path).path).strip("/").split("/")
-        name = "/".join(words[2:4] if words[0] == "api" else words[:2])
-        if name == "org/gated":
-            return self.answer(403, X_Error_Code="GatedRepo")
-        if name not in self.server.repositories:
-            return self.answer(401, X_Error_Code="RepoNotFound")
-        files = self.server.repositories[name]
-        what, revision, rest = (words[4], words[5], words[6:]) if words[0] == "api" else (words[2], words[3], words[4:])
-        if revision not in ("main", "v1", COMMIT):
-            return self.answer(404, X_Error_Code="RevisionNotFound")
-        if what == "revision":
-            siblings = [{"rfilename": path} for path in files]
-            return self.as_json({"id": name, "modelId": name, "sha": COMMIT, "siblings": siblings, "tags": []})
-        if what == "tree":
-            return self.as_json([self.entry(path, data) for path, data in files.items()])
-        data = files.get("/".join(rest))
-        if data is None:
-            return self.answer(404, X_Error_Code="EntryNotFound")
-        entry = self.entry("", data, large=rest[-1].endswith(LARGE))
-        etag = entry["lfs"]["oid"] if "lfs" in entry else entry["oid"]
-        if self.server.flip and rest[-1].endswith(LARGE):
-            data = data[:-1] + bytes([data[-1] ^ 1])
-        return self.answer(200, data, ETag=f'"{etag}"', X_Repo_Commit=COMMIT, Accept_Ranges="bytes")
-
-    def entry(self, path, data, large=None):
-        found = {"type": "file", "path": path, "size": len(data), "oid": sha1_of_git(data)}
-        if path.endswith(LARGE) if large is None else large:
-            found["lfs"] = {"oid": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 130}
-        return found
+BIG = bytes(range(256)) * 20_000  # 5.1 MB: several parts
 
 
 @pytest.fixture(scope="module")
@@ -97,42 +27,74 @@ def model(tmp_path_factory):
     return tiny.make("llama", tmp_path_factory.mktemp("model"))
 
 
+@pytest.fixture(scope="module")
+def pickles(model, tmp_path_factory):
+    """The same model as a repository of old: two .bin files and their index, with tied weights."""
+    from safetensors.torch import load_file
+
+    folder = tmp_path_factory.mktemp("pickles")
+    tensors = load_file(model / "model.safetensors")
+    names = sorted(tensors)
+    tensors["tied.weight"] = tensors[names[0]]
+    first, second = (f"pytorch_model-0000{number}-of-00002.bin" for number in (1, 2))
+    shards = {first: [*names[:3], "tied.weight"], second: names[3:]}
+    for file, held in shards.items():
+        torch.save({name: tensors[name] for name in held}, folder / file)
+    places = {name: file for file, held in shards.items() for name in held}
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": places}))
+    (folder / "config.json").write_bytes((model / "config.json").read_bytes())
+    return folder, tensors
+
+
 @pytest.fixture
-def hub(model):
+def hub(model, pickles):
     files = {path.name: path.read_bytes() for path in model.iterdir()}
     more = {"modeling.py": b"open('x')", "onnx/model.json": b"{}", "pytorch_model.bin": b"PK"}
     adapter = {"adapter_config.json": b"{}", "adapter_model.safetensors": ONE_TENSOR}
-    pickles = {"config.json": b"{}", "pytorch_model.bin": b"PK"}
-    server = Server({"org/tiny": {**files, **more}, "org/pickles": pickles, "org/adapter": adapter})
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield server
-    server.shutdown()
-    server.server_close()
+    share = {"ice_text.model": b"ice", "parts/pytorch_model.bin": b"part", "parts/deep/x.txt": b"x"}
+    repositories = {
+        "org/tiny": {**files, **more},
+        "org/other": {"config.json": b"{}", "model.ckpt": b"PK"},
+        "org/bad": {"config.json": b"{}", "pytorch_model.bin": b"PK"},
+        "org/pickles": {path.name: path.read_bytes() for path in pickles[0].iterdir()},
+        "org/adapter": adapter,
+        "org/outside": {"config.json": b"{}", "model.safetensors": ONE_TENSOR, "../../x.json": b"{}", "/y.json": b"{}"},
+        "datasets/org/rows": {"train.jsonl": b"{}\n", "data/big.parquet": BIG, "load.py": b"open('x')"},
+        "share": share,
+        "plain": {"weights.safetensors": BIG},
+    }
+    with serving(repositories) as server:
+        yield server
 
 
 @pytest.fixture
 def run(hub, tmp_path):
     """Run ``weitiao`` in a fresh process against the little hub (the client reads its variables when imported)."""
 
-    def run(*arguments, **more):
+    def run(*arguments, background=False, **more):
         environment = {
             "HF_ENDPOINT": hub.url,
             "HF_HOME": str(tmp_path / "hf"),
-            "HF_HUB_DISABLE_XET": "1",
-            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-            "HF_HUB_DISABLE_TELEMETRY": "1",
-            "HF_HUB_ETAG_TIMEOUT": "2",
+            "XDG_CACHE_HOME": str(tmp_path / "cache"),
             "HOME": str(tmp_path),
             "PATH": "/usr/bin:/bin",
             "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": os.environ.get("PYTHONPATH", ""),
             **more,
         }
         command = [sys.executable, "-m", "weitiao", *arguments]
+        if background:
+            return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
         return done.returncode, done.stdout, done.stderr
 
     return run
+
+
+def held(folder):
+    """Names below a folder, but for ours."""
+    found = {path.relative_to(folder).as_posix() for path in Path(folder).rglob("*") if path.is_file()}
+    return {name for name in found if not name.startswith(".weitiao/")}
 
 
 # ---- without a network ---------------------------------------------------------------------------------------------
@@ -169,14 +131,61 @@ def test_the_embedded_model_is_in_the_package():
 def test_digests(tmp_path):
     path = tmp_path / "x"
     path.write_bytes(b"hello\n")
-    assert fetch.digest(path, git=True) == "ce013625030ba8dba906f756967f9e9ca394464a"  # git hash-object
-    assert fetch.digest(path) == hashlib.sha256(b"hello\n").hexdigest()
+    assert cache.digest(path, git=True) == "ce013625030ba8dba906f756967f9e9ca394464a"  # git hash-object
+    assert cache.digest(path) == hashlib.sha256(b"hello\n").hexdigest()
+
+
+HF, MS, MIRROR = "https://huggingface.co", "https://www.modelscope.cn", "https://hf-mirror.com"
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "base", "name", "revision", "path"),
+    [
+        ("Qwen/Qwen2.5-0.5B", "hub", HF, "Qwen/Qwen2.5-0.5B", "main", ""),
+        ("gpt2", "hub", HF, "gpt2", "main", ""),
+        ("modelscope:Qwen/Qwen2.5-0.5B", "modelscope", MS, "Qwen/Qwen2.5-0.5B", "master", ""),
+        (f"{HF}/Qwen/Qwen2.5-0.5B", "hub", HF, "Qwen/Qwen2.5-0.5B", "main", ""),
+        (f"{HF}/a/b/blob/main/x%20y/c.json", "hub", HF, "a/b", "main", "x y/c.json"),
+        (f"{HF}/a/b/resolve/v1/c.safetensors?download=true", "hub", HF, "a/b", "v1", "c.safetensors"),
+        (f"{HF}/gpt2/resolve/main/config.json", "hub", HF, "gpt2", "main", "config.json"),
+        (f"{HF}/a/b/tree/main/onnx", "hub", HF, "a/b", "main", "onnx/*"),
+        (f"{MIRROR}/a/b/blob/main/c.json", "hub", MIRROR, "a/b", "main", "c.json"),
+        (f"{MS}/models/a/b", "modelscope", MS, "a/b", "master", ""),
+        (f"{MS}/models/a/b/file/view/v2/c.json", "modelscope", MS, "a/b", "v2", "c.json"),
+        (f"{MS}/models/a/b/resolve/master/c.json", "modelscope", MS, "a/b", "master", "c.json"),
+        ("https://cloud.example.edu/d/fb9f16d6dc8f482596c2/", "seafile", "https://cloud.example.edu", None, "main", ""),
+        ("https://example.org/x/weights.safetensors", "file", "https://example.org", None, "main", ""),
+    ],
+)
+def test_what_names_and_links_mean(monkeypatch, text, kind, base, name, revision, path):
+    monkeypatch.setenv("HF_ENDPOINT", HF)
+    monkeypatch.delenv("MODELSCOPE_DOMAIN", raising=False)
+    expected = sources.Target(kind, name or text, base, revision, False, path)
+    assert sources.parse(text) == expected
+
+
+def test_links_to_the_hub_go_to_the_endpoint_that_was_chosen(monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", MIRROR)
+    assert sources.parse(f"{HF}/datasets/a/b/blob/main/c.json") == sources.Target(
+        "hub", "a/b", MIRROR, "main", True, "c.json"
+    )
+
+
+@pytest.mark.parametrize("name", [*"../x /etc/x a/../../x a\\b C:x a//b ./a .weitiao/x a\x00b".split(" "), ""])
+def test_names_that_lead_outside(name):
+    assert not sources._safe(name)
+
+
+def test_a_disk_that_is_too_small_is_said_first(tmp_path):
+    free = arrivals.disk(tmp_path).free_bytes
+    with pytest.raises(RunError, match="bytes are needed for org/tiny"):
+        arrivals._check_disk("org/tiny", free * 2, tmp_path / "not" / "yet")
 
 
 # ---- with one ------------------------------------------------------------------------------------------------------
 
 
-def test_fetch_then_offline(run, hub, model):
+def test_fetch_then_offline(run, hub, model, tmp_path):
     code, out, err = run("fetch", "org/tiny", "--json")
     assert code == 0, err
     got = json.loads(out)
@@ -186,15 +195,33 @@ def test_fetch_then_offline(run, hub, model):
         path.name: path.read_bytes() for path in model.iterdir()
     }  # no code, no pickle, no subfolder
     before = len([request for request in hub.requests if request.startswith("GET /org")])
-    assert json.loads(run("fetch", "org/tiny", "--json")[1])["downloaded_bytes"] == 0
+    code, out, err = run("fetch", "org/tiny", "--json")
+    assert json.loads(out)["downloaded_bytes"] == 0 and "nothing to fetch" in err
     assert len([request for request in hub.requests if request.startswith("GET /org")]) == before
+    seen = len(hub.seen)
     for more in ({"HF_HUB_OFFLINE": "1"}, {"HF_ENDPOINT": "http://127.0.0.1:9"}):
         code, out, err = run("fetch", "org/tiny", **more)
         assert (code, out.strip()) == (0, str(folder)) and "using the cached copy" in err
-    code, out, err = run("fetch", "org/tiny", "--revision", "v1", "--to", str(folder.parent / "here"))
-    assert code == 0 and sorted(path.name for path in Path(out.strip()).iterdir() if path.is_file()) == sorted(
-        path.name for path in model.iterdir()
-    )
+    code, out, err = run("fetch", "org/tiny", "--revision", COMMIT, "--json")
+    assert code == 0 and json.loads(out)["downloaded_bytes"] == 0 and len(hub.seen) == seen  # a commit does not change
+    code, out, err = run("fetch", "org/tiny", "--revision", "v1", "--to", str(tmp_path / "here"))
+    assert code == 0 and held(out.strip()) == held(model)
+
+
+def test_other_tools_find_what_was_fetched_and_it_finds_theirs(run, hub, tmp_path, model):
+    from huggingface_hub import hf_hub_download, scan_cache_dir, snapshot_download
+
+    assert run("fetch", "org/tiny")[0] == 0
+    cached = tmp_path / "hf" / "hub"
+    (found,) = scan_cache_dir(cached).repos
+    assert found.repo_id == "org/tiny" and {r.commit_hash for r in found.revisions} == {COMMIT}
+    assert held(snapshot_download("org/tiny", cache_dir=cached, local_files_only=True)) == held(model)
+    for name in held(model):
+        path = Path(hf_hub_download("org/tiny", name, cache_dir=cached, local_files_only=True))
+        assert path.is_symlink() and path.resolve().parent.name == "blobs"
+    for lock in (cached / "models--org--tiny" / ".weitiao").iterdir():
+        lock.unlink()  # as another tool would have left it
+    assert run("fetch", "org/tiny", HF_HUB_OFFLINE="1")[0] == 0
 
 
 def test_an_adapter_is_fetched_too(run):
@@ -202,13 +229,47 @@ def test_an_adapter_is_fetched_too(run):
     assert code == 0 and (Path(out.strip()) / "adapter_model.safetensors").is_file(), err
 
 
-def test_wrong_bytes_of_the_right_size_are_noticed_and_removed(run, hub):
-    hub.flip = True
+def test_wrong_bytes_of_the_right_size_never_get_a_name(run, hub, tmp_path):
+    hub.always = Fault("flip", 1000)
     code, out, err = run("fetch", "org/tiny")
-    assert code == 1 and not out and "model.safetensors: its bytes are not those of the hub" in err
-    hub.flip = False
+    assert code == 1 and not out and "no place gives bytes whose hash is" in err
+    assert not [path for path in held(tmp_path / "hf") if "snapshots" in path or "blobs" in path]
+    hub.always = None
+    hub.faults.append(Fault("flip", 7))
     code, out, err = run("fetch", "org/tiny")
     assert code == 0, err
+
+
+def test_a_file_that_was_changed_on_the_disk_is_fetched_anew(run, hub):
+    folder = Path(run("fetch", "org/tiny")[1].strip())
+    path = (folder / "model.safetensors").resolve()
+    right = path.read_bytes()
+    path.write_bytes(right[:-1] + bytes([right[-1] ^ 1]))
+    code, out, err = run("fetch", "org/tiny", "--json")
+    assert code == 0 and json.loads(out)["downloaded_bytes"] == len(right) and path.read_bytes() == right, err
+
+
+def test_pickles_become_safetensors(run, hub, pickles):
+    code, out, err = run("fetch", "org/pickles", "--json")
+    assert code == 0 and "become safetensors" in err, err
+    got = json.loads(out)
+    assert set(got["files"]) == {"config.json", "model.safetensors"} == held(got["folder"])
+    assert {tensor.name for tensor in inspect.headers(got["folder"])} == set(pickles[1])
+    code, out, err = run("fetch", "org/pickles", "--json")
+    assert code == 0 and json.loads(out)["downloaded_bytes"] == 0, err
+    code, out, err = run("fetch", "org/pickles", HF_HUB_OFFLINE="1")
+    assert code == 0, err
+
+
+def test_patterns_and_data_sets(run):
+    code, out, err = run("fetch", "org/rows", "--dataset", "--json")
+    assert code == 0, err
+    got = json.loads(out)
+    assert "datasets--org--rows" in got["folder"] and held(got["folder"]) == {"train.jsonl", "data/big.parquet"}
+    code, out, err = run("fetch", "org/tiny", "--include", "*.json", "--exclude", "onnx/*", "--json")
+    assert code == 0 and json.loads(out)["files"] and all(name.endswith(".json") for name in json.loads(out)["files"])
+    code, out, err = run("fetch", "org/tiny", "--include", "nothing*")
+    assert code == 2 and "no file is called so" in err
 
 
 @pytest.mark.parametrize(
@@ -217,25 +278,123 @@ def test_wrong_bytes_of_the_right_size_are_noticed_and_removed(run, hub):
         (["org/nothing"], 2, "no such repository"),
         (["org/gated"], 2, "access must be asked for"),
         (["org/tiny", "--revision", "v9"], 2, 'no revision "v9"'),
-        (["org/pickles"], 2, "no safetensors"),
+        (["org/tiny", "--revision", "../x"], 2, 'no revision "../x"'),
+        (["org/other"], 2, "no safetensors"),
+        (["org/bad"], 2, "pytorch_model.bin"),
+        (["org/outside"], 2, "refused: a file called '../../x.json'"),
+        (["org/tiny", "--mirror", "hf-mirror.com"], 2, "it begins with https://"),
         (["a/b/c"], 2, "not a name"),
     ],
 )
-def test_what_the_hub_refuses(run, arguments, code, said):
+def test_what_is_refused(run, arguments, code, said):
     got, out, err = run("fetch", *arguments)
-    assert (got, out) == (code, "") and err.startswith("error: ") and said in err and "Traceback" not in err
+    assert (got, out) == (code, "") and "error: " in err and said in err and "Traceback" not in err
 
 
-def test_offline_without_a_copy(run):
+def test_offline_without_a_copy(run, hub, tmp_path):
     code, _, err = run("fetch", "org/tiny", HF_HUB_OFFLINE="1")
     assert code == 1 and "cannot be reached" in err
     code, _, err = run("fetch", "org/tiny", HF_ENDPOINT="http://127.0.0.1:9")
     assert code == 1 and "cannot be reached" in err
+    code, _, err = run("fetch", f"{hub.url}/d/{SHARE}/", HF_HUB_OFFLINE="1")
+    assert code == 1 and "cannot be reached" in err
+    assert run("fetch", "org/tiny")[0] == 0
+    code, _, err = run("fetch", "org/tiny", "--to", str(tmp_path / "x"), HF_HUB_OFFLINE="1")
+    assert code == 1 and "cannot be reached" in err
 
 
-def test_a_disk_that_is_too_small_is_said_first(monkeypatch, tmp_path):
-    from weitiao.errors import RunError
+# ---- other places --------------------------------------------------------------------------------------------------
 
-    free = shutil.disk_usage(tmp_path).free
-    with pytest.raises(RunError, match="bytes are needed for org/tiny"):
-        fetch._check_disk("org/tiny", free * 2, tmp_path / "not" / "yet")
+
+def test_mirrors_serve_what_the_first_place_does_not(run, hub, tmp_path):
+    hub.always = Fault("status", value=404)
+    with serving(hub.repositories) as mirror, serving(hub.repositories) as scope:
+        scope.repositories["org/tiny"] = {**scope.repositories["org/tiny"], "config.json": b"{ }"}  # another commit's
+        more = ["--mirror", scope.url, "--mirror", mirror.url, "--to", str(tmp_path / "x"), "--json"]
+        code, out, err = run("fetch", "org/tiny", *more, MODELSCOPE_DOMAIN=scope.url)
+        assert code == 0, err
+        for name in json.loads(out)["files"]:
+            assert (tmp_path / "x" / name).read_bytes() == hub.repositories["org/tiny"][name]
+        assert any("/api/v1/models/org/tiny/repo?" in request for request in scope.requests)
+        assert any("/resolve/" in request for request in mirror.requests)
+
+
+def test_a_hub_that_is_away_is_replaced_whole_and_that_is_said(run, hub):
+    code, _, err = run("fetch", "org/tiny", "--mirror", hub.url, HF_ENDPOINT="http://127.0.0.1:9")
+    assert code == 0 and "the list of files is from" in err, err
+
+
+def test_modelscope(run, hub, model):
+    code, out, err = run("fetch", "modelscope:org/tiny", "--json", MODELSCOPE_DOMAIN=hub.url)
+    assert code == 0, err
+    got = json.loads(out)
+    assert held(got["folder"]) == held(model) and "models--org--tiny" in got["folder"]
+    code, out, err = run("fetch", "modelscope:org/tiny", MODELSCOPE_DOMAIN=hub.url, HF_HUB_OFFLINE="1")
+    assert (code, out.strip()) == (0, got["folder"]), err
+    code, out, err = run("fetch", "modelscope:org/rows", "--dataset", "--json", MODELSCOPE_DOMAIN=hub.url)
+    assert code == 0 and held(json.loads(out)["folder"]) == {"train.jsonl", "data/big.parquet"}, err
+
+
+def test_links(run, hub, tmp_path):
+    for link in (f"{hub.url}/org/tiny/blob/main/config.json", f"{hub.url}/org/tiny/resolve/v1/config.json"):
+        code, out, err = run("fetch", link, "--json")
+        assert code == 0 and set(json.loads(out)["files"]) == {"config.json"}, err
+    elsewhere = hub.url.replace("127.0.0.1", "localhost")
+    code, out, err = run("fetch", f"{elsewhere}/plain/weights.safetensors?key=very-secret", "--json")
+    assert code == 0, err
+    folder = Path(json.loads(out)["folder"])
+    assert (folder / "weights.safetensors").read_bytes() == BIG
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and b"very-secret" in path.read_bytes()]
+    code, out, err = run("fetch", f"{hub.url}/d/{SHARE}/", "--json")
+    assert code == 0, err
+    assert held(json.loads(out)["folder"]) == {"ice_text.model", "parts/pytorch_model.bin", "parts/deep/x.txt"}
+    hub.faults.append(Fault("flip"))
+    (Path(json.loads(out)["folder"]) / "ice_text.model").unlink()
+    code, out, err = run("fetch", f"{hub.url}/d/{SHARE}/")
+    assert code == 0 and (Path(out.strip()) / "ice_text.model").read_bytes() == b"ice", err  # its hash was kept
+
+
+def test_files_behind_a_gate(run, hub):
+    hub.always = Fault("status", value=403)
+    code, _, err = run("fetch", "org/tiny")
+    assert code == 2 and "access must be asked for" in err
+
+
+def test_ctrl_c_keeps_what_came(run, hub):
+    hub.always = Fault("stall", 1_000_000, 60)
+    started = run("fetch", "org/rows", "--dataset", "--include", "data/*", background=True)
+    while hub.sent < 1_000_000 and started.poll() is None:
+        time.sleep(0.02)
+    time.sleep(0.5)  # what was sent is read and written
+    started.send_signal(signal.SIGINT)
+    out, err = started.communicate(timeout=60)
+    assert started.returncode in (1, 130) and not out and "the same command goes on from there" in err, err
+    assert "Traceback" not in err
+    sent, hub.always = hub.sent, None
+    code, _, err = run("fetch", "org/rows", "--dataset")
+    assert code == 0 and "here from before" in err and hub.sent < len(BIG) + sent / 2, err
+
+
+def test_two_processes_fetch_once(run, hub):
+    hub.always = Fault("trickle", 0, 0.01)
+    both = [run("fetch", "org/rows", "--dataset", "--json", background=True) for _ in range(2)]
+    said = [process.communicate(timeout=60) for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    folders = {json.loads(out)["folder"] for out, _ in said}
+    assert (Path(folders.pop()) / "data" / "big.parquet").read_bytes() == BIG and not folders
+    assert hub.sent <= 2 * len(BIG) + 100
+
+
+def test_a_token_goes_to_its_own_host_only(run, hub):
+    with serving(hub.repositories) as mirror, serving(hub.repositories) as cdn:
+        hub.cdn = cdn.url
+        hub.faults.append(Fault("redirect"))
+        hub.always = Fault("status", value=404)
+        cdn.always = Fault("every", 50_000)
+        keys = {"HF_TOKEN": "hf_canary", "MODELSCOPE_API_TOKEN": "ms"}
+        code, _, err = run("fetch", "org/tiny", "--mirror", mirror.url, **keys)
+        assert code == 0, err
+        assert {key for _, _, key in hub.seen} == {"Bearer hf_canary"}
+        assert cdn.seen and mirror.seen and {key for _, _, key in (*cdn.seen, *mirror.seen)} == {""}
+        code, _, err = run("fetch", "modelscope:org/tiny", MODELSCOPE_DOMAIN=mirror.url, **keys)
+        assert code == 0 and {key for _, _, key in mirror.seen} == {"", "Bearer ms"}, err

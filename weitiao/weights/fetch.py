@@ -1,60 +1,71 @@
 """A model's name becomes a folder on this machine: a folder is itself, the embedded model is in the package, anything
-else is a hub repository, fetched at one commit through huggingface_hub's cache and checked hash by hash.
+else is fetched: a repository of the hub or of ModelScope at one commit, a share folder, a link.
 
     folder = resolve("weitiao-tiny-zh")
     folder = resolve("Qwen/Qwen2.5-0.5B", revision="main")
+    got = fetch("Qwen/Qwen2.5-0.5B", mirrors=("https://hf-mirror.com", "https://www.modelscope.cn"))
 
-Only data files are fetched (no code, no pickles, nothing from subfolders). ``HF_ENDPOINT``, ``HF_HOME`` and
-``HF_HUB_OFFLINE`` are the hub's own standard variables and are honoured.
+The first place that answers lists the files with their hashes, and that list is locked; then any mirror may serve the
+bytes. What is unfinished is kept, run after run. Only data files are taken (no code; nothing from subfolders of a
+model), and weights that are pickles only become safetensors. ``HF_ENDPOINT``, ``HF_HOME``, ``HF_HUB_OFFLINE`` and
+``HF_TOKEN`` are the hub's own variables, ``MODELSCOPE_DOMAIN`` and ``MODELSCOPE_API_TOKEN`` ModelScope's.
 """
 
 from __future__ import annotations
 
-import hashlib
+import glob
 import json
-import re
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatch
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 import typer
 
 from weitiao.errors import InputError, RunError, say, t
-from weitiao.machine import disk
-from weitiao.weights import inspect
+from weitiao.weights import inspect, sources
+from weitiao.weights.arrivals import PICKLES, get, to_safetensors
+from weitiao.weights.cache import Place
+from weitiao.weights.cache import digest as digest
+from weitiao.weights.sources import Entry, Listing, Target, parse
+from weitiao.weights.transfer import Limits
+from weitiao.weights.web import Fault, Refused, Web, shown
 
 EMBEDDED = "weitiao-tiny-zh"
-ALLOWED = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
-IGNORED = ["*/*", "consolidated*"]  # other frameworks' copies: onnx/, original/, Mistral's own layout
-REPOSITORY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)?")
-CHUNK_BYTES = 1 << 20
+ALLOWED = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
+IGNORED = ("*/*", "consolidated*")  # other frameworks' copies: onnx/, original/, Mistral's own layout
+CODE = ("*.py", "*.pyc", "*.so", "*.sh")
 
 
 @dataclass(frozen=True)
 class Fetched:
-    """What a fetch gave: where it lies, which commit it is, and how many bytes came over the network just now."""
+    """What a fetch gave: where it lies, its commit, the bytes that came over the network just now, the files' names."""
 
     folder: Path
     commit: str
     downloaded_bytes: int
+    names: tuple[str, ...] = ()
 
 
 def resolve(name: str | Path, revision: str | None = None) -> Path:
-    """The folder of a model: an existing folder, the embedded model, or a hub repository at ``revision`` (main).
+    """The folder of a model: an existing folder, the embedded model, or a repository or link, fetched.
 
-    InputError for a name that is nothing of these or a repository that is not there, gated or without safetensors;
-    RunError when the hub cannot be reached and the cache has no complete copy, when the disk is too small, or when
-    the bytes that came are not those that the hub promised.
+    InputError for a name that is nothing of these or a repository that is not there, gated or without weights;
+    RunError when no place can be reached and the cache has no complete copy, when the disk is too small, or when no
+    place gives the right bytes.
     """
     path = Path(name).expanduser()
     if str(name) and path.is_dir():
         return path
     if str(name) == EMBEDDED:
         return embedded()
-    if not REPOSITORY.fullmatch(str(name)) or path.exists():
+    link = str(name).startswith(("https://", "http://", "modelscope:"))
+    if not link and (not sources.REPOSITORY.fullmatch(str(name)) or path.exists()):
         raise InputError(t("{name}: no such folder, and no name of a hub repository", name=name))
-    return fetch(str(name), revision or "main").folder
+    return fetch(str(name), revision).folder
 
 
 def embedded() -> Path:
@@ -65,44 +76,180 @@ def embedded() -> Path:
     return folder
 
 
-def fetch(repository: str, revision: str = "main", to: Path | None = None, verify_all: bool = False) -> Fetched:
-    """Fetch a repository's data files into the hub's cache, or into the folder ``to``; errors as for ``resolve``.
+def fetch(
+    name: str,
+    revision: str | None = None,
+    to: Path | None = None,
+    verify_all: bool = False,
+    *,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    mirrors: Sequence[str] = (),
+    dataset: bool = False,
+    limits: Limits = Limits(),  # noqa: B008 (frozen)
+    web: Web | None = None,
+) -> Fetched:
+    """Fetch a repository's or a link's files into the hub's cache or the folder ``to``; errors as for ``resolve``.
 
-    What comes over the network is compared with the hashes that the hub lists for the commit; ``verify_all`` does so
-    for what was there before, too. When the hub cannot be reached, a complete cached copy is used and that is said.
+    What comes over the network is compared with the hashes of the lock; ``verify_all`` does so for what was there
+    before, too, and fetches anew what differs. ``mirrors`` are asked, in order, for what the first place does not give.
     """
-    from huggingface_hub import HfApi, snapshot_download
+    target = parse(name, revision, dataset)
+    place, bases = Place.of(target, to), (target.base, *map(_mirror, mirrors))
+    web = web or Web(sources.keys(bases))
+    listing, reached = _listing(web, target, bases, place)
+    if listing is None:
+        return _cached(target, reached, to)
+    entries = _chosen(target, listing, include, exclude)
+    missing = [entry for entry in entries if not place.holds(listing.commit, entry, verify_all)]
+    folder, moved = place.folder(listing.commit), 0
+    if missing:
+        if reached is not None:
+            limits = replace(limits, tries=1)  # nobody answers: no long patience
+        if _offline() or (reached is not None and not target.repository):
+            raise RunError(_unreachable(target, reached))
+        place.pin(target.revision, listing)
+        moved = get(web, target, listing, missing, bases, place, limits)
+    elif reached is not None:
+        say("{name}: the hub cannot be reached; using the cached copy {folder}", name=listing.name, folder=folder)
+    elif verify_all:
+        say("{name}: all {count} files are here and right; nothing to fetch", name=listing.name, count=len(entries))
+    if (hashed := _hashed(place, listing, entries)) != listing:
+        place.pin(target.revision, hashed)
+    if not include and target.repository and not target.dataset and not target.path:
+        to_safetensors(place, listing.commit, [entry.path for entry in entries if _any(entry.path, PICKLES)])
+        _check(folder)
+    place.point(target.revision, listing.commit)
+    place.tidy(listing)
+    return Fetched(folder, listing.commit, moved, tuple(entry.path for entry in entries))
 
+
+# ---- which files ---------------------------------------------------------------------------------------------------
+
+
+def _mirror(url: str) -> str:
+    """A mirror's address as it is asked; InputError for what is none."""
+    if url.startswith(("https://", "http://")) and urlsplit(url).hostname:
+        return url.rstrip("/")
+    raise InputError(t("--mirror {url}: not an address; it begins with https://", url=url))
+
+
+def _offline() -> bool:
+    """Whether the person has forbidden the network (HF_HUB_OFFLINE)."""
+    from huggingface_hub import constants
+
+    return constants.HF_HUB_OFFLINE
+
+
+def _listing(web: Web, target: Target, bases: Sequence[str], place: Place) -> tuple[Listing | None, str | None]:
+    """The files of a revision from the first place that lists them, and None; or what was locked, and why no place did.
+
+    What was locked for a commit stands, whoever lists it later.
+    """
+    known = place.pinned(shown(target.name), target.revision)
+    if _offline():
+        return known, t("HF_HUB_OFFLINE is set")
+    if known is not None and target.repository and target.revision == known.commit:
+        return known, None  # a commit does not change
+    refusals, faults = [], []
+    for base in bases if target.repository else bases[:1]:
+        try:
+            listing = sources.listed(web, target, base)
+        except Refused as refused:
+            refusals.append(refused)
+        except Fault as fault:
+            faults.append(f"{shown(base)}: {fault}")
+        else:
+            if base != bases[0]:
+                say("{name}: the list of files is from {place}", name=listing.name, place=shown(base))
+            return _as_locked(listing, place.pinned(listing.name, listing.commit)), None
+    if refusals:
+        raise InputError(_refusal(target, refusals[0]))
+    return known, "; ".join(faults)
+
+
+def _as_locked(listing: Listing, known: Listing | None) -> Listing:
+    """A listing with the hashes that were locked for its commit."""
+    if known is None:
+        return listing
+    digests = {(entry.path, entry.size): entry.digest for entry in known.entries}
+    locked = (digests.get((entry.path, entry.size)) or entry.digest for entry in listing.entries)
+    entries = tuple(replace(entry, digest=one) for entry, one in zip(listing.entries, locked, strict=True))
+    return replace(listing, entries=entries)
+
+
+def _hashed(place: Place, listing: Listing, entries: Sequence[Entry]) -> Listing:
+    """The listing with the hashes of files that came from a place which gives none, for the next time."""
+    folder, fetched = place.folder(listing.commit), {entry.path for entry in entries if not entry.digest}
+    found = {name: f"sha256:{digest(folder / name)}" for name in fetched if (folder / name).is_file()}
+    return replace(
+        listing,
+        entries=tuple(replace(entry, digest=found.get(entry.path, entry.digest)) for entry in listing.entries),
+    )
+
+
+def _any(path: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatch(path, pattern) for pattern in patterns)
+
+
+def _chosen(target: Target, listing: Listing, include: Sequence[str], exclude: Sequence[str]) -> list[Entry]:
+    """The files to fetch; InputError if there is none, or none with weights."""
+    ours = [entry.path for entry in listing.entries if not _any(entry.path, IGNORED)]
+    if target.path:
+        include = (*include, target.path if target.path.endswith("/*") else glob.escape(target.path))
+    if include:
+        wanted = {entry.path for entry in listing.entries if _any(entry.path, include)}
+    elif target.dataset or not target.repository:
+        wanted = {entry.path for entry in listing.entries if not _any(entry.path, CODE)}
+    else:
+        safe = any(name.endswith(".safetensors") for name in ours)
+        if not safe and not any(_any(name, PICKLES[:2]) for name in ours):
+            found = [name for name in ours if name.endswith((".bin", ".pt", ".pth", ".ckpt", ".gguf"))]
+            message = "{name}: no safetensors or pytorch_model.bin weights in this revision (it has {found})"
+            raise InputError(t(message, name=listing.name, found=", ".join(found[:3]) or "-"))
+        wanted = {name for name in ours if _any(name, ALLOWED if safe else (*ALLOWED, *PICKLES))}
+    entries = [entry for entry in listing.entries if entry.path in wanted and not _any(entry.path, exclude)]
+    if not entries:
+        some = ", ".join(entry.path for entry in listing.entries[:8]) or "-"
+        raise InputError(t("{name}: no file is called so (it has {found})", name=listing.name, found=some))
+    return entries
+
+
+def _refusal(target: Target, refused: Refused) -> str:
+    """What a place's no means."""
+    name = shown(target.name)
+    if refused.code == "GatedRepo" or refused.status == 403:
+        return t("{name}: access must be asked for on its page; then log in (hf auth login)", name=name)
+    if refused.code == "RevisionNotFound":
+        return t('{name}: no revision "{revision}"', name=name, revision=target.revision)
+    if target.repository:
+        message = "{name}: no such folder here, and no such repository on the hub (or it is private: hf auth login)"
+        return t(message, name=name)
+    return t("{name}: {reason}", name=name, reason=refused)
+
+
+def _unreachable(target: Target, reason: str | None) -> str:
+    message = "{name}: no such folder here, and the hub cannot be reached ({reason}) nor is a whole copy cached"
+    return t(message, name=shown(target.name), reason=reason)
+
+
+def _cached(target: Target, reason: str | None, to: Path | None) -> Fetched:
+    """A complete copy that another tool put into the hub's cache; RunError if there is none, or for a folder ``to``,
+    which cannot be told from another model's."""
+    from huggingface_hub import snapshot_download
+
+    message = _unreachable(target, reason)
+    if target.kind != "hub" or to is not None:
+        raise RunError(message)
+    kind = "dataset" if target.dataset else "model"
     try:
-        info = HfApi().model_info(repository, revision=revision)
-    except Exception as error:  # the http library's own errors have no common base with the hub's
-        _refuse(repository, revision, error)
-        if to is not None:  # what a folder already holds cannot be told from another model without the hub
-            raise RunError(
-                t("{name}: the hub cannot be reached ({reason})", name=repository, reason=_line(error))
-            ) from error
-        return _cached(repository, revision, error)
-    commit = info.sha or ""
-    _check_kinds(repository, [sibling.rfilename for sibling in info.siblings or []])
-    options: dict[str, Any] = {"allow_patterns": ALLOWED, "ignore_patterns": IGNORED, "local_dir": to}
-    try:
-        planned = snapshot_download(repository, revision=revision, dry_run=True, **options)
-        wanted = [file for file in planned if file.will_download]
-        total = sum(file.file_size or 0 for file in wanted)
-        _check_disk(repository, total, Path(to or planned[0].local_path).parent)
-        if total:
-            say("{name}: fetching {count} files, {size} MB", name=repository, count=len(wanted), size=total // 10**6)
-        folder = Path(snapshot_download(repository, revision=revision, **options))
-        verify(repository, commit, folder, None if verify_all else {file.filename for file in wanted})
-    except (InputError, RunError):
-        raise
-    except Exception as error:
-        _refuse(repository, revision, error)
-        raise RunError(
-            t("{name}: the download failed ({reason}); run again", name=repository, reason=_line(error))
-        ) from error
-    _check(folder)
-    return Fetched(folder, commit, total)
+        folder = Path(snapshot_download(target.name, revision=target.revision, repo_type=kind, local_files_only=True))
+        if not target.dataset:
+            _check(folder)
+    except (OSError, InputError) as error:
+        raise RunError(message) from error
+    say("{name}: the hub cannot be reached; using the cached copy {folder}", name=target.name, folder=folder)
+    return Fetched(folder, folder.name, 0)
 
 
 def _check(folder: Path) -> None:
@@ -113,106 +260,41 @@ def _check(folder: Path) -> None:
         inspect.check_folder(folder)
 
 
-def _line(error: Exception) -> str:
-    """An error's text on one line."""
-    return " ".join(str(error).split()) or type(error).__name__
-
-
-def _refuse(repository: str, revision: str, error: Exception) -> None:
-    """InputError where the hub has answered that it will not give this; other errors may be the network's."""
-    from huggingface_hub import errors
-
-    if isinstance(error, errors.GatedRepoError):
-        message = "{name}: access must be asked for on its page; then log in (hf auth login)"
-    elif isinstance(error, errors.RepositoryNotFoundError | errors.HFValidationError):
-        message = "{name}: no such folder here, and no such repository on the hub (or it is private: hf auth login)"
-    elif isinstance(error, errors.RevisionNotFoundError):
-        raise InputError(t('{name}: no revision "{revision}"', name=repository, revision=revision)) from error
-    else:
-        return
-    raise InputError(t(message, name=repository)) from error
-
-
-def _cached(repository: str, revision: str, reason: Exception) -> Fetched:
-    """A complete copy that is already here; RunError if there is none."""
-    from huggingface_hub import snapshot_download
-
-    options: dict[str, Any] = {"allow_patterns": ALLOWED, "ignore_patterns": IGNORED}
-    try:
-        folder = Path(snapshot_download(repository, revision=revision, local_files_only=True, **options))
-        _check(folder)
-    except (OSError, InputError) as error:
-        message = "{name}: no such folder here, and the hub cannot be reached ({reason}) nor is a whole copy cached"
-        raise RunError(t(message, name=repository, reason=_line(reason))) from error
-    say("{name}: the hub cannot be reached; using the cached copy {folder}", name=repository, folder=folder)
-    return Fetched(folder, folder.name, 0)
-
-
-def _check_kinds(repository: str, names: list[str]) -> None:
-    """InputError for a repository whose weights are pickles only."""
-    if not any(name.endswith(".safetensors") for name in names):
-        pickles = [name for name in names if name.endswith((".bin", ".pt", ".pth", ".ckpt"))]
-        found = ", ".join(pickles[:3]) or "-"
-        raise InputError(
-            t("{name}: no safetensors weights in this revision (it has {found})", name=repository, found=found)
-        )
-
-
-def _check_disk(repository: str, needed: int, folder: Path) -> None:
-    """RunError before the first byte if the disk cannot hold what would come."""
-    free = disk(folder).free_bytes
-    if needed > free:
-        message = "{path}: {needed} bytes are needed for {name} and {free} are free"
-        raise RunError(t(message, path=folder, needed=needed, name=repository, free=free))
-
-
-def verify(repository: str, commit: str, folder: Path, names: set[str] | None = None) -> None:
-    """Compare files with the hub's hashes for the commit (sha256 of large files, git's sha1 of small ones).
-
-    A file that differs is removed, so that the next fetch brings it anew, and RunError names it. The hub's own client
-    compares sizes only.
-    """
-    from huggingface_hub import HfApi
-
-    if names is not None and not names:
-        return
-    bad: list[str] = []
-    for entry in HfApi().list_repo_tree(repository, revision=commit, recursive=True):
-        path = folder / entry.path
-        if (names is not None and entry.path not in names) or not path.is_file():
-            continue
-        lfs = getattr(entry, "lfs", None)
-        wanted = lfs.sha256 if lfs else entry.blob_id  # type: ignore[union-attr]
-        if digest(path, git=not lfs) != wanted:
-            path.resolve().unlink()
-            path.unlink(missing_ok=True)
-            bad.append(t("{path}: its bytes are not those of the hub; it was removed, run again", path=path))
-    if bad:
-        raise RunError(bad)
-
-
-def digest(path: Path, git: bool = False) -> str:
-    """sha256 of a file, or with ``git`` the sha1 that git gives it as a blob (it names content, it guards nothing)."""
-    hasher = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False) if git else hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(CHUNK_BYTES):
-            hasher.update(chunk)
-    return hasher.hexdigest()
+# ---- weitiao fetch -------------------------------------------------------------------------------------------------
 
 
 def verb(
-    repository: Annotated[str, typer.Argument(help="a hub repository, such as Qwen/Qwen2.5-0.5B")],
-    revision: Annotated[str, typer.Option(help="commit, tag or branch")] = "main",
+    repository: Annotated[str, typer.Argument(metavar="REPO", help="Qwen/Qwen2.5-0.5B, modelscope:NAME or a link")],
+    revision: Annotated[str | None, typer.Option(help="commit, tag or branch")] = None,
+    include: Annotated[list[str] | None, typer.Option(metavar="PATTERN", help="only these files")] = None,
+    exclude: Annotated[list[str] | None, typer.Option(metavar="PATTERN", help="not these files")] = None,
+    mirror: Annotated[list[str] | None, typer.Option(metavar="URL", help="asked next, in this order")] = None,
+    dataset: Annotated[bool, typer.Option("--dataset", help="a data set, not a model")] = False,
     to: Annotated[Path | None, typer.Option(help="a folder to put the files in, instead of the cache")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="one JSON object on stdout")] = False,
 ) -> None:
-    """Get a model's files, compare every one with the hub's hashes, and print their folder."""
-    if not REPOSITORY.fullmatch(repository) or repository == EMBEDDED:
+    """Get a model's or a data set's files, compare every one with its hash, and print their folder.
+
+    What a cut or a kill left is kept: the same command goes on from there.
+    """
+    if repository == EMBEDDED:
         raise InputError(t("{name}: not a name of a hub repository", name=repository))
-    got = fetch(repository, revision, to, verify_all=True)
-    sizes = {path.name: path.stat().st_size for path in sorted(got.folder.iterdir()) if path.is_file()}
+    got = fetch(
+        repository, revision, to, verify_all=True, include=include or (), exclude=exclude or (), mirrors=mirror or (),
+        dataset=dataset,
+    )  # fmt: skip
     if as_json:
-        values = {"repository": repository, "commit": got.commit, "folder": str(got.folder), "files": sizes}
-        print(json.dumps(values | {"bytes": sum(sizes.values()), "downloaded_bytes": got.downloaded_bytes}))
+        sizes = dict(_sizes(got))
+        values: dict[str, Any] = {"repository": shown(repository), "commit": got.commit, "folder": str(got.folder)}
+        values |= {"files": sizes, "bytes": sum(sizes.values()), "downloaded_bytes": got.downloaded_bytes}
+        print(json.dumps(values, ensure_ascii=False))
     else:
         print(got.folder)
+
+
+def _sizes(got: Fetched) -> Iterator[tuple[str, int]]:
+    """Name and bytes of every file, those made on arrival included."""
+    made = {path.name for path in got.folder.glob("*.safetensors*")}
+    for name in sorted({*got.names, *made} or {path.name for path in got.folder.iterdir()}):
+        if (path := got.folder / name).is_file():
+            yield name, path.stat().st_size
