@@ -100,7 +100,7 @@ print([name for name in "{heavy}".split(", ") if name in sys.modules])
         (["train", "--dryrun"], "--dryrun"),
         (["train"], "error: which recipe?"),
         (["train", "no.yaml"], "error: no.yaml: no such file"),
-        (["train", "a=b", "--resume", "x"], "error: --resume goes on with the run's own recipe"),
+        (["train", "--overwrite", "--resume", "x"], "error: --resume goes on with the run's own recipe"),
         (["train", "--resume", "nowhere"], "error: nowhere: holds no run"),
         (["report", "nowhere"], "error: nowhere: holds no run"),
         (["eval"], "error: "),
