@@ -36,14 +36,13 @@ NOT_A_NUMBER, LOSS_LEAPS, GRADIENT_LEAPS = "not a finite number", "loss spike", 
 @dataclass
 class Guard:
     """Plain JSON, as a checkpoint keeps it. ``skipped``: the steps left out, with their true values; ``streak``: how
-    many of them came last, one right after another; ``seen``: the rows of all of them; ``losses`` and ``norms``: of the
-    last steps that passed, and ``highest`` of all of them; ``rows``: what is left out of the data since; ``returned``:
-    the checkpoint of the last return, and how many to it were in vain."""
+    many of them came last, one right after another; ``losses`` and ``norms``: of the last steps that passed, and
+    ``highest`` of all of them; ``rows``: what is left out of the data since; ``returned``: the checkpoint of the last
+    return, and how many to it were in vain."""
 
     warmup_steps: int = 0
     skipped: list[dict[str, Any]] = field(default_factory=list)
     streak: int = 0
-    seen: list[str] = field(default_factory=list)
     passed: int = 0
     losses: list[float] = field(default_factory=list)
     norms: list[float] = field(default_factory=list)
@@ -51,9 +50,13 @@ class Guard:
     rows: list[dict[str, Any]] = field(default_factory=list)
     returned: list[int] = field(default_factory=lambda: [-1, 0])
 
-    def fault(self, step: int, loss: float, grad_norm: float) -> str:
-        """What is wrong with a step, which is not applied then; empty if nothing is."""
-        if fault := self._fault(loss, grad_norm):
+    def fault(self, step: int, loss: float, grad_norm: float, again: bool = False) -> str:
+        """What is wrong with a step, which is not applied then; empty if nothing is. ``again``: it was bad a moment ago
+        and has been computed once more."""
+        fault = self._fault(loss, grad_norm)
+        if fault and again:
+            return fault
+        if fault:
             self.streak += 1
             values = {"loss": json_number(loss), "grad_norm": json_number(grad_norm)}
             self.skipped.append({"step": step, "fault": fault, **values})
@@ -102,7 +105,7 @@ class Guard:
 
     def went_back(self, step: int, former: Guard, helped: bool) -> bool:
         """Take over what the state from before the return to ``step`` knew; whether a return is still worth while."""
-        self.skipped, self.seen, self.rows = former.skipped, former.seen, former.rows
+        self.skipped, self.rows = former.skipped, former.rows
         vain = former.returned[1] if former.returned[0] == step else 0
         self.returned, self.streak = [step, vain if helped else vain + 1], 0
         return self.returned[1] <= RETURNS
