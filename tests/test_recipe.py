@@ -202,6 +202,28 @@ def test_a_resumed_run_is_the_run_that_was_never_stopped(values: dict, tmp_path:
     assert losses[0] == losses[1]
 
 
+def test_a_finished_run_stays_as_it_is_and_changes_are_listed(
+    values: dict, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    run(Recipe.model_validate(values))
+    folder, before = tmp_path / "run", contents(tmp_path / "run")
+    assert cli.main(["train", "--resume", str(folder), "--json"]) == 0
+    out, said = capsys.readouterr()
+    assert json.loads(out)["steps"] == 10 and "nothing is left to do" in said and contents(folder) == before
+    changed = ["train.learning_rate=0.5", "method.rank=2", "train.keep=5"]
+    assert cli.main(["train", "--resume", str(folder), *changed]) == 2
+    said = capsys.readouterr().err
+    assert "train.learning_rate: was 0.01, is now 0.5" in said and "method.rank: was 8, is now 2" in said
+    assert "--allow-changes" in said and contents(folder) == before
+    assert cli.main(["train", "--resume", str(folder), "train.keep=1"]) == 0
+    assert "changed: train.keep: was 2, is now 1" in capsys.readouterr().err
+    assert Run(folder).recipe()["train"]["keep"] == 1
+    assert cli.main(["train", "--resume", str(folder), "train.epochs=3", "--allow-changes", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["steps"] == 15
+    assert cli.main(["train", "--resume", str(folder), "recipe.yaml"]) == 2
+    assert "## Loss" in (folder / "report.md").read_text() and "the step to use" in (folder / "report.md").read_text()
+
+
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
 def test_ctrl_c_leaves_a_checkpoint_and_says_how_to_go_on(values: dict, tmp_path: Path):
     recipe = tmp_path / "recipe.json"

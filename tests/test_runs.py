@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from weitiao.errors import InputError, RunError
+from weitiao.machine import lock
 from weitiao.runs import Run, is_run, write_atomic
 
 
@@ -96,3 +101,62 @@ def test_files_get_the_ordinary_permissions(tmp_path: Path):
     write_atomic(tmp_path / "a", "x")
     (tmp_path / "b").write_text("x")
     assert (tmp_path / "a").stat().st_mode == (tmp_path / "b").stat().st_mode
+
+
+# ---- one trainer at a time
+
+HOLD = """
+import sys, time
+from weitiao.runs import Run
+with Run(sys.argv[1]).locked():
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_second_trainer_is_refused_by_name_and_a_killed_one_holds_nothing(tmp_path: Path):
+    run = Run.create(tmp_path / "run", {})
+    with subprocess.Popen([sys.executable, "-c", HOLD, run.path], stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout and other.stdout.readline() == "held\n"
+        try:
+            with pytest.raises(RunError, match=rf"process {other.pid} on {socket.gethostname()}"), run.locked():
+                pass
+        finally:
+            other.kill()
+    with run.locked(), run.locked(), pytest.raises(RunError, match=f"process {os.getpid()} "), Run(run.path).locked():
+        pass
+    assert not (run.path / ".lock").exists()
+
+
+@pytest.mark.parametrize("locks", ["none", "granted to everybody"])
+def test_where_the_file_system_has_no_locks_the_file_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, locks: str
+):
+    monkeypatch.setattr(lock, "_lock", lambda handle: None if locks == "none" else True)
+    run = Run.create(tmp_path, {})
+    with run.locked(), pytest.raises(RunError, match=f"process {os.getpid()}"), Run(tmp_path).locked():
+        pass
+    mine = {"pid": os.getpid(), "host": socket.gethostname(), "started": 1.0, "since": "then"}  # an earlier process's
+    (tmp_path / ".lock").write_text(json.dumps(mine))
+    with run.locked():
+        pass
+    (tmp_path / ".lock").write_text(json.dumps(mine | {"host": "elsewhere"}))
+    if locks == "none":
+        with pytest.raises(RunError, match=r"on elsewhere.*\n.*remove .*\.lock"), run.locked():
+            pass
+    else:
+        with run.locked():
+            pass
+
+
+def test_an_overwrite_that_is_cut_off_leaves_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    run = Run.create(tmp_path, {"output": "x"})
+    run.checkpoints.mkdir()
+
+    def cut(*args: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("shutil.rmtree", cut)
+    with pytest.raises(KeyboardInterrupt):
+        run.clear()
+    assert is_run(tmp_path), "what is half removed is not taken for an empty folder"

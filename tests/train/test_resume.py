@@ -206,3 +206,38 @@ def test_a_damaged_best_is_said_and_the_last_taken(tmp_path, capsys):
     last = checkpoint.load(run.checkpoints / "step-00000006").parameters
     assert done.best_step is None and all(torch.equal(last[name], value) for name, value in model.named_parameters())
     assert "parameters.safetensors: missing" in capsys.readouterr().err
+
+
+def test_a_disk_without_room_for_the_checkpoints_is_refused_before_step_one(tmp_path, monkeypatch):
+    usage = namedtuple("usage", "total used free")(0, 0, 3 << 20)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(
+        RunError, match=rf"no room for the checkpoints: (\d+) bytes needed .*{3 << 20} bytes free"
+    ) as raised:
+        train(tmp_path / "run", rows(12), options={"save_every": 1, "keep": 5})
+    monkeypatch.undo()
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+    _, _, run = train(tmp_path / "run", rows(12), options={"save_every": 1, "keep": 5})
+    written = sum(file.stat().st_size for path in checkpoint.listed(run.checkpoints) for file in path.iterdir())
+    needed = int(str(raised.value).split(" bytes needed")[0].split()[-1])
+    assert written <= needed <= 6 / 5 * written + 6 * folders.ROOM_BYTES, "five kept and one being written"
+
+
+def test_changes_go_on_only_when_allowed_and_are_said(tmp_path, capsys):
+    train(tmp_path / "run", rows(8))
+    done, _, run = train(tmp_path / "run", rows(8), options={"epochs": 4}, resume=True, allow_changes=True)
+    assert done.steps == 8 and len(losses(run)) == 8
+    assert "total_steps=4, and now it is 8" in capsys.readouterr().err
+    options = {"epochs": 6, "optimizer": "lion"}
+    done, _, _ = train(tmp_path / "run", rows(8), options=options, resume=True, allow_changes=True)
+    assert done.steps == 12, "another optimiser begins anew"
+
+
+def test_another_machine_is_named(tmp_path, monkeypatch, capsys):
+    from weitiao.train import recovery
+
+    train(tmp_path / "run", rows(8))
+    monkeypatch.setattr(recovery, "machine_facts", lambda: {"torch": "0.1", "threads": 1, "cpu": "abacus"})
+    train(tmp_path / "run", rows(8), resume=True)
+    said = capsys.readouterr().err
+    assert f"torch {torch.__version__} → 0.1" in said and "→ abacus" in said

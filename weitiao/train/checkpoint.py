@@ -11,6 +11,7 @@ and renamed; a folder whose files do not match its manifest is no checkpoint.
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -150,8 +151,8 @@ def listed(folder: Path) -> list[Path]:
 def prune(folder: Path, keep: int, best_step: int | None) -> None:
     """Remove all but the ``keep`` newest checkpoints and the best, and what a killed save left behind."""
     for path in listed(folder)[:-keep]:
-        if path.name != f"{PREFIX}{best_step or 0:08d}":
-            shutil.rmtree(path, ignore_errors=True)
+        if path.name != f"{PREFIX}{best_step or 0:08d}":  # under its name it is whole, so that goes first
+            os.replace(path, path.with_name(f".{path.name}.old.tmp"))
     for path in folder.glob(f".{PREFIX}*.tmp"):
         shutil.rmtree(path, ignore_errors=True)
 

@@ -7,9 +7,10 @@
 
 A leap is judged by the last steps that passed. The loss may rise above the median of ``WINDOW`` of them by ``SPREAD``
 times what it has risen above it already (or 1.4826 times the median distance from it, which for normal noise is the
-standard deviation), and up to the highest of the run in any case; the gradient's norm may be ``NORMS`` times the
-window's highest and twice the run's. Warm-up and the first ``SETTLED`` steps are too few to judge by: there only a loss
-``LOSS_AT_FIRST`` times, or a norm ``NORM_AT_FIRST`` times, the highest so far counts.
+standard deviation), and to ``LOSSES`` times the highest of the run in any case; the gradient's norm to ``NORMS`` times
+the window's highest and twice the run's. Warm-up and the first ``SETTLED`` steps are too few to judge by: there only a
+loss ``TIMES_AT_FIRST`` times the highest so far and ``NATS_AT_FIRST`` above it, or a norm of ``NORMS_AT_FIRST`` times the
+highest, counts.
 
 ``json_number`` writes such values into metrics.jsonl: JSON has no NaN, so they stand there as the strings "NaN",
 "Infinity" and "-Infinity", which Python's and JavaScript's number conversions read back.
@@ -28,22 +29,21 @@ from weitiao.errors import say
 STREAK = 3  # bad steps in a row that are no accident
 RETURNS = 3  # returns to one checkpoint that may be in vain
 WINDOW, SETTLED = 64, 16
-SPREAD, NORMS = 4.0, 10.0
-LOSS_AT_FIRST, NORM_AT_FIRST = 5.0, 100.0
+SPREAD, LOSSES, NORMS = 6.0, 1.5, 10.0
+TIMES_AT_FIRST, NATS_AT_FIRST, NORMS_AT_FIRST = 5.0, 20.0, 100.0
 NOT_A_NUMBER, LOSS_LEAPS, GRADIENT_LEAPS = "not a finite number", "loss spike", "gradient spike"
 
 
 @dataclass
 class Guard:
     """Plain JSON, as a checkpoint keeps it. ``skipped``: the steps left out, with their true values; ``streak``: how
-    many of them came last, one right after another; ``seen``: the rows of all of them; ``losses`` and ``norms``: of the
-    last steps that passed, and ``highest`` of all of them; ``rows``: what is left out of the data since; ``returned``:
-    the checkpoint of the last return, and how many to it were in vain."""
+    many of them came last, one right after another; ``losses`` and ``norms``: of the last steps that passed, and
+    ``highest`` of all of them; ``rows``: what is left out of the data since; ``returned``: the checkpoint of the last
+    return, and how many to it were in vain."""
 
     warmup_steps: int = 0
     skipped: list[dict[str, Any]] = field(default_factory=list)
     streak: int = 0
-    seen: list[str] = field(default_factory=list)
     passed: int = 0
     losses: list[float] = field(default_factory=list)
     norms: list[float] = field(default_factory=list)
@@ -51,9 +51,13 @@ class Guard:
     rows: list[dict[str, Any]] = field(default_factory=list)
     returned: list[int] = field(default_factory=lambda: [-1, 0])
 
-    def fault(self, step: int, loss: float, grad_norm: float) -> str:
-        """What is wrong with a step, which is not applied then; empty if nothing is."""
-        if fault := self._fault(loss, grad_norm):
+    def fault(self, step: int, loss: float, grad_norm: float, again: bool = False) -> str:
+        """What is wrong with a step, which is not applied then; empty if nothing is. ``again``: it was bad a moment ago
+        and has been computed once more."""
+        fault = self._fault(loss, grad_norm)
+        if fault and again:
+            return fault
+        if fault:
             self.streak += 1
             values = {"loss": json_number(loss), "grad_norm": json_number(grad_norm)}
             self.skipped.append({"step": step, "fault": fault, **values})
@@ -76,11 +80,13 @@ class Guard:
         if self.passed < 2:
             return math.inf, math.inf
         if self.passed < max(SETTLED, self.warmup_steps):
-            return (LOSS_AT_FIRST * highest if highest > 0 else math.inf), (NORM_AT_FIRST * longest or math.inf)
+            return max(TIMES_AT_FIRST * highest, highest + NATS_AT_FIRST), NORMS_AT_FIRST * longest or math.inf
         middle = median(self.losses)
         distance = median(abs(loss - middle) for loss in self.losses)
         spread = max(max(self.losses) - middle, 1.4826 * distance)
-        return max(middle + SPREAD * spread, highest), max(NORMS * max(self.norms), 2.0 * longest) or math.inf
+        return max(middle + SPREAD * spread, LOSSES * highest, highest), max(
+            NORMS * max(self.norms), 2.0 * longest
+        ) or math.inf
 
     def _say(self, step: int, fault: str, loss: float, grad_norm: float) -> None:
         if fault == NOT_A_NUMBER:
@@ -102,7 +108,7 @@ class Guard:
 
     def went_back(self, step: int, former: Guard, helped: bool) -> bool:
         """Take over what the state from before the return to ``step`` knew; whether a return is still worth while."""
-        self.skipped, self.seen, self.rows = former.skipped, former.seen, former.rows
+        self.skipped, self.rows = former.skipped, former.rows
         vain = former.returned[1] if former.returned[0] == step else 0
         self.returned, self.streak = [step, vain if helped else vain + 1], 0
         return self.returned[1] <= RETURNS

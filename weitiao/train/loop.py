@@ -192,34 +192,59 @@ class Trainer:
         rows = [example for batch in batches for example in batch]
         if not rows:  # all of them are left out
             return True
-        trained_tokens = sum(example.trained_tokens for example in rows)
         by = optim.factor(options.schedule, self.step, course.total_steps, options.warmup_steps, options.minimum_rate)
         rate = optim.set_rate(self.optimizer, by)
-        loss = self.backward(batches, trained_tokens)
-        norm = nn.utils.clip_grad_norm_(self.parts.parameters.values(), options.max_grad_norm or math.inf)
-        loss, norm, weights_norm = torch.stack((loss, norm, self.weights_norm)).tolist()  # the only wait for the device
+        generators = self.parts.generators()
+        loss, norm, weights_norm = self.gradient(batches)
         if not math.isfinite(weights_norm):
             return recovery.recover(self, self.step - 1, poisoned=True)
         fault = self.guard.fault(self.step, loss, norm)
+        if fault:
+            self.log(self.line(rows, loss, norm, rate, started) | {"skipped": fault})
+            if recovery.lost(self):
+                return recovery.recover(self, self.step, poisoned=True)
+            fault, loss, norm, rows = self.once_more(rows, generators)
         if not fault:
             (self.parts.paged or self.optimizer).step()
             self.method.after_step(self.model, self.step)
             self.weights_norm = self.parts.norm()
+            self.log(self.line(rows, loss, norm, rate, started))
         self.optimizer.zero_grad(set_to_none=True)
-        line = {
+        return not self.guard.repeated or recovery.recover(self, self.step)
+
+    def once_more(self, rows: Sequence[Example], generators: Sequence[torch.Tensor]) -> tuple[str, float, float, Any]:
+        """Compute a bad step again: what came from outside does not come back, and rows that are bad by themselves can
+        be left out. What is wrong with it still, its loss, its gradient's norm, its rows."""
+        for _ in range(2):
+            self.parts.set_generators(generators)
+            batches = self.course.micro_batches(self.step)
+            loss, norm, _ = self.gradient(batches)
+            rows = [example for batch in batches for example in batch]
+            if not (fault := self.guard.fault(self.step, loss, norm, again=True)):
+                say("step {step}: computed once more it is sound (loss {loss})", step=self.step, loss=f"{loss:.4f}")
+            if not fault or not recovery.drop(self, rows):
+                return fault, loss, norm, rows
+        return fault, loss, norm, rows
+
+    def gradient(self, batches: Sequence[Sequence[Example]]) -> list[float]:
+        """The step's gradient, shortened; its loss, its norm, and the norm of the weights that it was computed with."""
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = self.backward(batches, sum(example.trained_tokens for batch in batches for example in batch))
+        norm = nn.utils.clip_grad_norm_(self.parts.parameters.values(), self.options.max_grad_norm or math.inf)
+        return torch.stack((loss, norm, self.weights_norm)).tolist()  # the step's only wait for the device
+
+    def line(self, rows: Sequence[Example], loss: float, norm: float, rate: float, started: float) -> dict[str, Any]:
+        """What is logged of a step."""
+        return {
             "step": self.step,
-            "epoch": self.step / course.steps_per_epoch,
+            "epoch": self.step / self.course.steps_per_epoch,
             "loss": json_number(loss),
             "tokens": sum(len(example) for example in rows),
-            "trained_tokens": trained_tokens,
+            "trained_tokens": sum(example.trained_tokens for example in rows),
             "seconds": awake_seconds() - started,
             "learning_rate": rate,
             "grad_norm": json_number(norm),
         }
-        self.log(line | ({"skipped": fault} if fault else {}))
-        if fault and not self.guard.repeated:
-            recovery.drop_known(self, rows)
-        return not self.guard.repeated or recovery.recover(self, self.step)
 
     def backward(self, batches: Sequence[Sequence[Example]], trained_tokens: int) -> torch.Tensor:
         """Add the step's gradient, micro-batch by micro-batch; returns its loss."""

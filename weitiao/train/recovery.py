@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -88,35 +88,47 @@ def recover(trainer: Trainer, step: int, poisoned: bool = False) -> bool:
     trainer.optimizer.zero_grad(set_to_none=True)
     former, suspects = replace(trainer.guard), _suspects(trainer, step, poisoned)
     path, _ = checkpoint.newest(trainer.run.checkpoints)
-    lost = path is None and (poisoned or not math.isfinite(trainer.parts.norm().item()))
+    hopeless = path is None and (poisoned or not math.isfinite(trainer.parts.norm().item()))
     if path is not None:
         put(trainer, path, checkpoint.load(path))
-    guilty = {} if lost else {key: found for key, found in suspects.items() if _faulty(trainer, found[0])}
+    guilty = {} if hopeless else {key: found for key, found in suspects.items() if _faulty(trainer, found[0])}
     again = trainer.guard.went_back(trainer.step if path else 0, former, 0 < len(guilty) < len(suspects))
     bad = [entry for entry in former.skipped if path is None or entry["step"] > trainer.step]
     trainer.run.log({"step": trainer.step, "returned_from": step, "skipped": bad})
     message = "{count} steps in a row (the last is {step}) had a loss, gradient or weights not finite, or leaping"
     why = t(message, count=max(former.streak, 1), step=step)
-    _leave_out(trainer, guilty or suspects, why, ends=lost or not again)
+    innocent = poisoned and not guilty and trainer.guard.returned[1] == 1  # once it may be the machine's memory
+    _leave_out(trainer, {} if innocent and not hopeless else guilty or suspects, why, ends=hopeless or not again)
     say("after step {step}: going on from step {to}", step=step, to=trainer.step)
     return path is None
 
 
-def drop_known(trainer: Trainer, rows: Iterable[Example]) -> None:
-    """Leave out those of ``rows``, which are of a skipped step, that were in one before and are bad by themselves."""
-    guard, keys = trainer.guard, {trainer.course.key(row): row for row in rows}
-    known = {key: (row, guard.skipped[-1]) for key, row in keys.items() if key in guard.seen}
-    guard.seen += [key for key in keys if key not in known]
-    if guilty := {key: found for key, found in known.items() if _faulty(trainer, found[0])}:
-        message = "step {step} had a loss or gradient not finite, or leaping, as these rows had before"
-        _leave_out(trainer, guilty, t(message, step=trainer.step))
+def lost(trainer: Trainer) -> bool:
+    """Whether the weights hold what is no number and there is a checkpoint that has better ones."""
+    there = checkpoint.listed(trainer.run.checkpoints)
+    return bool(there) and not math.isfinite(trainer.parts.norm().item())
+
+
+def drop(trainer: Trainer, rows: Sequence[Example]) -> bool:
+    """Leave out those of the ``rows`` of a bad step that are bad by themselves; whether there are any, and others that
+    are not. Where the options say stop, none is left out before steps stay bad."""
+    if trainer.options.bad_rows == "stop":
+        return False
+    entry = trainer.guard.skipped[-1]
+    guilty = {trainer.course.key(row): (row, entry) for row in rows if _faulty(trainer, row)}
+    if not 0 < len(guilty) < len(rows):
+        return False
+    _leave_out(trainer, guilty)
+    return True
 
 
 def _leave_out(
-    trainer: Trainer, rows: Mapping[str, tuple[Example, Mapping[str, Any]]], why: str, ends: bool = False
+    trainer: Trainer, rows: Mapping[str, tuple[Example, Mapping[str, Any]]], why: str = "", ends: bool = False
 ) -> None:
     """Go on without ``rows``, which are written to ``bad_rows.jsonl``; RunError if the run ``ends`` here, if no row is
     left, or if the options say so."""
+    if not rows and not ends:
+        return
     for key, (example, entry) in rows.items():
         text = {"text": trainer.words(example)} if trainer.words else {}
         trainer.guard.rows.append({"id": key, **entry, **text})
@@ -152,6 +164,7 @@ def _suspects(trainer: Trainer, step: int, poisoned: bool) -> dict[str, tuple[Ex
 def _faulty(trainer: Trainer, example: Example) -> bool:
     """Whether a row by itself has a loss or a gradient that the guard would not let pass; draws no random number."""
     before = checkpoint.random_state()
+    trainer.optimizer.zero_grad(set_to_none=True)
     loss = trainer.backward([[example]], example.trained_tokens).item()
     gradients = [parameter.grad for parameter in trainer.parts.parameters.values() if parameter.grad is not None]
     norm = nn.utils.get_total_norm(gradients).item()
