@@ -28,6 +28,7 @@ VERBS = {
     "plan": ["--json"],
     "train": ["--json", "--dry-run", "--resume", "--overwrite", "--skip-bad", "--schema"],
     "sweep": ["--json", "--methods", "--seeds", "--steps", "--tokens", "--minutes"],
+    "eval compare": ["--json", "--task", "--data", "--base", "--shots", "--shot-data", "--output"],
     "eval": ["--json", "--task", "--data", "--predictions"],
     "report": ["--json"],
     "merge": ["--json"],

@@ -42,6 +42,7 @@ VERBS = (
     Verb("plan", "weitiao.recipe:plan_verb", "memory, disk and time of a recipe, before anything is loaded"),
     Verb("train", "weitiao.recipe:train_verb", "run a recipe: plan, tune, choose the best checkpoint, report"),
     Verb("sweep", "weitiao.sweep:verb", "one recipe by several methods, compared"),
+    Verb("eval compare", "weitiao.evaluate.verb:compare_verb", "was tuning worth it: untuned, with examples, tuned"),
     Verb("eval", "weitiao.evaluate.verb:verb", "measure a run or a model"),
     Verb("report", "weitiao.plan.fact:verb", "the report of a run"),
     Verb("merge", "weitiao.export.merge:verb", "an adapter into its base: a plain model folder"),
