@@ -31,6 +31,7 @@ VERBS = {
     "eval compare": ["--json", "--task", "--data", "--base", "--shots", "--shot-data", "--output"],
     "eval": ["--json", "--task", "--data", "--predictions"],
     "report": ["--json"],
+    "scaling": ["--json", "--widths", "--tokens", "--held-out", "--predict", "--output"],
     "merge": ["--json"],
     "chat": ["--json", "--tools", "--temperature", "--seed"],
     "bench train": ["--json", "--shape", "--method", "--data", "--steps"],

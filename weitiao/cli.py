@@ -45,6 +45,7 @@ VERBS = (
     Verb("eval compare", "weitiao.evaluate.verb:compare_verb", "was tuning worth it: untuned, with examples, tuned"),
     Verb("eval", "weitiao.evaluate.verb:verb", "measure a run or a model"),
     Verb("report", "weitiao.plan.fact:verb", "the report of a run"),
+    Verb("scaling", "weitiao.sweep:scaling_verb", "a scaling law from several runs, and what it says of a larger one"),
     Verb("merge", "weitiao.export.merge:verb", "an adapter into its base: a plain model folder"),
     Verb("chat", "weitiao.generate.chat:verb", "talk to a run or a model"),
     Verb("bench train", "weitiao.bench:train_verb", "tokens a second and memory of training here, beside the limit"),
