@@ -136,7 +136,17 @@ class Run:
         for stage in self.stages:
             if is_run(stage.path):
                 stage.clear()
-        for name in (METRICS, "env.json", "plan.json", "predictions.jsonl", "report.md", "loss.png", RECIPE):
+        for name in (
+            METRICS,
+            "env.json",
+            "plan.json",
+            "predictions.jsonl",
+            "report.md",
+            "report.html",
+            "report.json",
+            "loss.png",
+            RECIPE,
+        ):
             (self.path / name).unlink(missing_ok=True)
         for folder in (
             self.checkpoints,
@@ -145,6 +155,7 @@ class Run:
             self.tokenizer,
             self.path / "merged",
             self.path / "trunk",
+            self.path / "compare",
         ):
             shutil.rmtree(folder, ignore_errors=True)
 
