@@ -94,6 +94,8 @@ def plain(value: Any) -> Any:
 def kind(annotation: Any) -> str:
     """A type in the words of YAML."""
     origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return kind(arguments[0])
     if origin is Literal:
         return ", ".join(f"`{value}`" for value in arguments)
     if origin in (Union, types.UnionType):

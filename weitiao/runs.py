@@ -151,7 +151,6 @@ class Run:
         for stage in self.stages:
             if is_run(stage.path):
                 stage.clear()
-        (self.path / "report.md").unlink(missing_ok=True)
         for folder in (
             self.checkpoints,
             self.adapter,
@@ -159,10 +158,12 @@ class Run:
             self.tokenizer,
             self.path / "merged",
             self.path / "trunk",
+            self.path / "compare",
         ):
             shutil.rmtree(folder, ignore_errors=True)
         files = (METRICS, "env.json", "plan.json", "predictions.jsonl", "bad_rows.jsonl", "loss.png")
-        for name in (*files, RECIPE):  # without its recipe it is a run no more, so that goes last
+        reports = (f"report.{kind}" for kind in ("md", "html", "json"))
+        for name in (*files, *reports, RECIPE):  # without its recipe it is a run no more, so that goes last
             (self.path / name).unlink(missing_ok=True)
 
 

@@ -122,11 +122,11 @@ def _tree(words: Sequence[str]) -> dict[str, Any]:
     return dict(tree.values)
 
 
-def _numbers(text: str) -> list[int]:
+def _numbers(text: str, option: str = "--seeds") -> list[int]:
     try:
         return [int(word) for word in text.split(",")]
     except ValueError:
-        raise InputError(t('--seeds: "{text}" is not a list of numbers', text=text)) from None
+        raise InputError(t('{option}: "{text}" is not a list of numbers', option=option, text=text)) from None
 
 
 def _row(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -243,3 +243,109 @@ def _value(figure: Any) -> float | None:
 def _mean(values: Sequence[float | None]) -> str:
     found = [value for value in values if value is not None]
     return f"{fmean(found):.3f}" if found else "–"
+
+
+# ---- a ladder of runs for weitiao scaling ----------------------------------------------------------------------------
+
+
+def scaling_verb(
+    context: typer.Context,
+    words: Annotated[
+        list[str], typer.Argument(metavar="RUN…|RECIPE KEY=VALUE…", help="finished runs, or the recipe of a ladder")
+    ],
+    widths: Annotated[str, typer.Option(help="a recipe's sizes: hidden_size, with commas between")] = "",
+    tokens: Annotated[str, typer.Option(help="tokens that each size reads, with commas between")] = "",
+    held_out: Annotated[
+        list[str] | None, typer.Option(help="a run, or WIDTHxTOKENS of the recipe, that checks the prediction")
+    ] = None,
+    predict: Annotated[
+        list[str] | None, typer.Option(help="PARAMETERSxTOKENS of a run whose loss is to be predicted; may be repeated")
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="a folder for scaling.md, .json, .html and .png")] = None,
+    as_json: recipe.AsJson = False,
+) -> None:
+    """Fit L(N, D) to several runs, predict a larger one, say where more pays; a recipe runs its ladder first."""
+    from weitiao.evaluate import scaling
+
+    larger = [_pair(text, "--predict") for text in predict or ()]
+    if all(is_run(word) for word in words):
+        folders, checks = [Path(word) for word in words], [Path(word) for word in held_out or ()]
+    else:
+        values, generators = _tree(words), getattr(context.obj, "generators", {})
+        rungs = [(width, count) for width in _numbers(widths, "--widths") for count in _numbers(tokens, "--tokens")]
+        others = [(int(width), int(count)) for width, count in (_pair(text, "--held-out") for text in held_out or ())]
+        folders, checks = (ladder(values, some, generators) for some in (rungs, others))
+        output = output or Path(values["output"])
+    found = scaling.fit([scaling.point(Run.open(folder)) for folder in folders])
+    checked = [scaling.point(Run.open(folder)) for folder in checks]
+    told = scaling.as_dict(found, larger, checked) | {"advice": scaling.advice(found)}
+    text = scaling.report(found, told)
+    if output is not None:
+        scaling.write(output, found, told, text)
+        say("report: {path}", path=output / "scaling.html")
+    print(json.dumps(told, ensure_ascii=False) if as_json else text, end="\n" if as_json else "")
+
+
+def ladder(values: Mapping[str, Any], rungs: Sequence[tuple[int, int]], generators: recipe.Generators) -> list[Path]:
+    """The run folders of a recipe at each (width, tokens), run where they have not finished; a stopped ladder goes on.
+    RunError names the runs that failed, InputError a recipe whose model cannot be widened."""
+    parts = {(width, count): _rung(values, width, count) for width, count in rungs}
+    for part in parts.values():
+        recipe.check(recipe.load(part)[0], generators=generators)
+    failed = []
+    for (width, count), part in parts.items():
+        steps = _packed_steps(part, count) or _steps_for(part, count, generators)
+        part["train"] = {**part["train"], "max_steps": steps, "evaluate_every": max(1, steps // 4)}
+        say("ladder: width {width}, {tokens} tokens", width=width, tokens=f"{count:,}")
+        row = _row(part)
+        failed += [f"{part['output']}: {row['error']}"] if "error" in row else []
+    if failed:
+        raise RunError(failed)
+    return [Path(part["output"]) for part in parts.values()]
+
+
+def _rung(values: Mapping[str, Any], width: int, tokens: int) -> dict[str, Any]:
+    model = dict(values.get("model") or {})
+    if not isinstance(model.get("config"), Mapping):
+        raise InputError(t("model.config: a ladder needs the shape of a new model"))
+    model["config"] = widened(model["config"], width)
+    output = str(Path(values["output"]) / f"{width}x{tokens}")
+    return {**values, "model": model, "train": dict(values.get("train") or {}), "output": output}
+
+
+def widened(config: Mapping[str, Any], width: int) -> dict[str, Any]:
+    """A model's shape at another width: heads of the same size, more of them, an MLP of the same proportion."""
+    names = ("n_embd", "n_head") if "n_embd" in config else ("hidden_size", "num_attention_heads")
+    if not all(isinstance(config.get(name), int) for name in names):
+        raise InputError(t("model.config: a ladder changes {names}, which are not there", names=", ".join(names)))
+    old, heads = (config[name] for name in names)
+    size = config.get("head_dim") or old // heads
+    if width < size or width % size:
+        raise InputError(t("--widths: {width} is no multiple of the {size} of a head", width=width, size=size))
+    changed = {names[0]: width, names[1]: width // size}
+    if "num_key_value_heads" in config:
+        changed["num_key_value_heads"] = max(1, config["num_key_value_heads"] * width // old)
+    for name in ("intermediate_size", "n_inner"):
+        if isinstance(config.get(name), int):
+            changed[name] = round(config[name] * width / old)
+    return {**config, **changed}
+
+
+def _packed_steps(values: Mapping[str, Any], tokens: int) -> int | None:
+    """Steps that read ``tokens`` where rows are packed to one length; None where they are not."""
+    options = recipe.load(values)[0]
+    packed = options.task.pack_tokens
+    return max(1, round(tokens / (packed * options.train.batch_size))) if packed else None
+
+
+def _pair(text: str, option: str) -> tuple[float, float]:
+    """``1e6x2e7`` as two numbers."""
+    left, _, right = text.lower().partition("x")
+    try:
+        pair = float(left), float(right)
+    except ValueError:
+        pair = (0.0, 0.0)
+    if min(pair) <= 0:
+        message = '{option}: "{text}" is not two numbers with an x between, such as 1e6x2e7'
+        raise InputError(t(message, option=option, text=text))
+    return pair

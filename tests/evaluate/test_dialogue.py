@@ -12,6 +12,7 @@ import sacrebleu
 from weitiao.data.rows import Call, Chat, Message
 from weitiao.data.tools import Parsed
 from weitiao.evaluate.bootstrap import Resampling
+from weitiao.evaluate.compare import detailed
 from weitiao.evaluate.dialogue import (
     Scores,
     Success,
@@ -19,9 +20,12 @@ from weitiao.evaluate.dialogue import (
     as_shot,
     bleu4,
     calls_equal,
+    error_kinds,
+    errors,
     measure,
     replay,
     score_calls,
+    slot_table,
     slots,
     success,
 )
@@ -253,3 +257,32 @@ def test_shots_come_after_the_system_message_and_are_dropped_where_they_do_not_f
 
 def test_a_shot_ends_with_the_assistant():
     assert [message.content for message in as_shot(chat("s", "ux", "ay", "ubye", system="s"))] == ["x", "y"]
+
+
+# --- where it goes wrong
+
+
+def test_every_kind_of_error_has_its_name_and_the_slots_their_scores():
+    gold, none = (search(type="a", price=1),), ()
+    other = (Call("book", {"type": "a"}),)
+    cases = {
+        "missing call": (gold, none),
+        "needless call": (none, gold),
+        "wrong function": (gold, other),
+        "wrong value": (gold, (search(type="b", price=1),)),
+        "missing slot": (gold, (search(type="a"),)),
+        "needless slot": (gold, (search(type="a", price=1, rating=4),)),
+        "wrong number of calls": (gold, (*gold, search())),
+    }
+    for kind, pair in cases.items():
+        assert error_kinds(*pair) == [kind]
+    assert error_kinds(gold, none, unreadable=True) == ["unreadable"] and not error_kinds(gold, gold)
+    assert error_kinds(gold, (search(type="b"),)) == ["wrong value", "missing slot"]
+    turns = [Turn(kind, 1, *pair, "", "") for kind, pair in cases.items()]
+    found = errors(turns, [False] * len(turns))
+    assert {kind: one["count"] for kind, one in found.items()} == dict.fromkeys(cases, 1)
+    table = slot_table(turns)
+    assert list(table)[:2] == ["search.price", "search.type"] and table["search.price"]["count"] == 6
+    assert table["search.rating"] | {"precision": 0, "count": 0} == table["search.rating"]
+    text = detailed({"slots": table, "errors": found})
+    assert "search.price" in text and "needless slot" in text

@@ -65,6 +65,12 @@ class DataOptions(Options):
         default="auto", description="tokens of an example at most; auto takes the model's"
     )
     train_on: Literal["assistant", "last", "all"] = Field(default="assistant", description="whose tokens are trained")
+    replay: str | list[str] | None = Field(
+        default=None, description="general rows mixed in against forgetting: files, or generate:NAME"
+    )
+    replay_share: float = Field(
+        default=0.1, gt=0, lt=1, description="share of the mixed training rows that replayed ones make up"
+    )
     skip_bad: bool = Field(default=False, description="leave bad rows out, with a count, instead of stopping")
     allow_truncated: float = Field(default=0.01, ge=0, le=1, description="share of answers that max_length may cut")
     chat_template: str | None = Field(
@@ -322,6 +328,11 @@ def load(options: DataOptions, task: str, *, generators: Generators | None = Non
     ``train: generate:NAME`` draws from ``generators[NAME](seed)``. A share is taken from the training rows by dialogue
     (split.py). InputError lists every bad row of every file.
     """
+    if options.replay:
+        from weitiao.data.replay import replayed
+
+        own = load(options.model_copy(update={"replay": None}), task, generators=generators, seed=seed)
+        return replayed(own, options, task, generators or {}, seed)
     if options.format == "crosswoz":
         from weitiao.data import crosswoz
 

@@ -22,9 +22,10 @@ import numpy as np
 from weitiao.config import build
 from weitiao.data.batch import Example, collate, plan_epoch
 from weitiao.data.labels import labelled
+from weitiao.data.rows import text_of
 from weitiao.data.sources import DataOptions, read
 from weitiao.errors import InputError, say, t
-from weitiao.evaluate.bootstrap import Resampling
+from weitiao.evaluate.bootstrap import Measure, Resampling, mean, ratio
 from weitiao.evaluate.tasks import LABEL_MEASURES, EvaluateOptions, Evaluation
 from weitiao.models import heads
 from weitiao.models.heads import Head
@@ -76,19 +77,28 @@ def measure(
     if head.kind == "regression":
         return _regression(scores[:, 0], gold)
     drawn = Resampling(groups or [str(row) for row in range(len(gold))], samples, seed)
-    said, true, right, _ = _read(scores, gold, head)
+    said, true, _, _ = _read(scores, gold, head)
     counts = np.stack([said & true, said, true], axis=2).astype(np.int64)  # [rows, labels, 3]
-    flat, rows = counts.reshape(len(gold), -1), len(gold)
     figures: dict[str, Any] = {
-        "accuracy": drawn.ratio(right.astype(np.int64), np.ones(rows, np.int64)).as_dict(),
-        "macro_f1": drawn.figure(flat, _macro_f1, rows).as_dict(),
+        name: drawn.of(measure).as_dict() for name, measure in measures(scores, gold, head).items()
     }
-    if head.kind == "multi":
-        figures["micro_f1"] = drawn.figure(counts.sum(1), lambda sums: float(np.nan_to_num(_f1(sums))), rows).as_dict()
-    else:
-        figures["majority"] = float(true.sum(0).max() / rows)  # what always saying the commonest class would reach
+    if head.kind != "multi":
+        figures["majority"] = float(true.sum(0).max() / len(gold))  # what always saying the commonest class would reach
     figures["calibration_error"] = details(scores, gold, head)["calibration_error"]
     return figures | {f"f1: {label}": _class(*counts.sum(0)[n].tolist()) for n, label in enumerate(head.labels)}
+
+
+def measures(scores: np.ndarray, gold: np.ndarray, head: Head) -> dict[str, Measure]:
+    """What the figures of all rows are made of, a row a text."""
+    if head.kind == "regression":
+        return {"mse": mean((scores[:, 0] - gold) ** 2, higher=False)}
+    said, true, right, _ = _read(scores, gold, head)
+    counts = np.stack([said & true, said, true], axis=2).astype(np.int64)
+    made = {"accuracy": ratio(right.astype(np.int64), np.ones(len(gold), np.int64))}
+    made["macro_f1"] = Measure(counts.reshape(len(gold), -1), _macro_f1)
+    if head.kind == "multi":
+        made["micro_f1"] = Measure(counts.sum(1), lambda sums: float(np.nan_to_num(_f1(sums))))
+    return made
 
 
 def details(scores: np.ndarray, gold: np.ndarray, head: Head) -> dict[str, Any]:
@@ -184,7 +194,8 @@ def task(tuned: Tuned, options: EvaluateOptions) -> Evaluation:
         {"id": example.id, "gold": said(target, gold=True), "predicted": said(row)}
         for example, target, row in zip(examples, gold, scores, strict=True)
     ]
-    return Evaluation(figures, lines)
+    keyed = [group or str(place) for place, group in enumerate(groups)]
+    return Evaluation(figures, lines, measures(scores, gold, head), keyed, [text_of(row) for row in source.rows])
 
 
 def _said(row: np.ndarray, head: Head, gold: bool = False) -> Any:

@@ -15,7 +15,7 @@ from weitiao.errors import t
 from weitiao.evaluate.bootstrap import Figure
 from weitiao.evaluate.dialogue import Turn, calls_equal
 
-ON_HUNDRED = ("bleu4", "perplexity")  # measures that are no share: shown with one digit after the point
+ON_HUNDRED = ("bleu4", "bleu", "chrf", "perplexity")  # measures that are no share: shown with one digit after the point
 Value = Figure | Mapping[str, Any] | float | int | None
 
 
@@ -48,6 +48,27 @@ def listing(figures: Mapping[str, Value]) -> str:
         cases = str(figure.get("count", "")) if isinstance(figure, Mapping) else ""
         rows.append([name, shown(name, value), cases])
     return markdown([t("measure"), t("value [95 % interval]"), t("cases")], rows)
+
+
+def detailed(details: Mapping[str, Any]) -> str:
+    """The tables behind the figures: each slot's scores, and the kinds of errors with an example."""
+    text = ""
+    if slots := details.get("slots"):
+        rows = [[name, *(f"{one[key]:.3f}" for key in ("precision", "recall", "f1")), str(one["count"])]
+                for name, one in slots.items()]  # fmt: skip
+        text += "\n" + markdown([t("slot"), t("precision"), t("recall"), "F1", t("cases")], rows)
+    if errors := details.get("errors"):
+        rows = []
+        for kind, one in errors.items():
+            sides = [_calls_text(one["examples"][0][side]) for side in ("gold", "predicted")]
+            rows.append([kind, str(one["count"]), one["examples"][0]["id"], *sides])
+        text += "\n" + markdown([t("error"), t("turns"), t("for example"), t("expected"), t("model")], rows)
+    return text
+
+
+def _calls_text(side: Mapping[str, Any]) -> str:
+    calls = [call_text(Call(call["name"], call["arguments"])) for call in side["calls"]]
+    return " ".join(calls) or _short(_cell(side["text"]), 60) or "–"
 
 
 def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -10,21 +10,19 @@ are none. Numbers compare as numbers (400 = 400.0), texts without the space arou
 
 from __future__ import annotations
 
-import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from weitiao.config import build
-from weitiao.data.rows import Call, Chat, Message
-from weitiao.data.sources import DataOptions, read
-from weitiao.errors import InputError, say, t
-from weitiao.evaluate.bootstrap import Figure, Resampling
-from weitiao.evaluate.tasks import EvaluateOptions, Evaluation, answers
+from weitiao.data.rows import Call, Chat
+from weitiao.evaluate.ask import Question, Reply, ask, conversations, draw_shots, locally, questions
+from weitiao.evaluate.ask import as_shot as as_shot
+from weitiao.evaluate.bootstrap import Figure, Measure, Resampling, ratio
+from weitiao.evaluate.endpoint import Endpoint
+from weitiao.evaluate.tasks import EvaluateOptions, Evaluation, figures_of
 
 if TYPE_CHECKING:
     from weitiao.data.render import Renderer
@@ -32,6 +30,10 @@ if TYPE_CHECKING:
 
 ORDERS = 4  # BLEU-4
 NO_GRAMS = (0,) * (2 + 2 * ORDERS)
+ERRORS = (
+    *("missing call", "needless call", "unreadable", "wrong function", "wrong number of calls"),
+    *("wrong value", "missing slot", "needless slot"),
+)
 Calls = Call | Sequence[Call] | None
 Execute = Callable[[Call], Any]
 
@@ -220,23 +222,28 @@ def measure(
     Intervals are bootstrapped by drawing whole dialogues (``Turn.id``), see ``bootstrap.py``.
     """
     resampling = Resampling([turn.id for turn in turns], samples, seed)
+    return {name: resampling.of(made) for name, made in measures(turns, execute).items()}
+
+
+def measures(turns: Sequence[Turn], execute: Execute | None = None) -> dict[str, Measure]:
+    """What the figures of :func:`measure` are made of, a row a turn."""
     counts = _table([call_counts(turn.gold_calls, turn.predicted_calls) for turn in turns], 5)
     right, given, wanted, exact, counted = counts.T
     grams = _table(
         [NO_GRAMS if turn.gold_calls else bleu_counts(turn.gold_text, turn.text) for turn in turns], len(NO_GRAMS)
     )
-    figures = {
-        "slot_precision": resampling.ratio(right, given),
-        "slot_recall": resampling.ratio(right, wanted),
-        "slot_f1": resampling.ratio(2 * right, given + wanted),
-        "call_exact_match": resampling.ratio(exact, counted),
-        "bleu4": resampling.figure(grams, _bleu, sum(not turn.gold_calls for turn in turns)),
+    made = {
+        "slot_precision": ratio(right, given),
+        "slot_recall": ratio(right, wanted),
+        "slot_f1": ratio(2 * right, given + wanted),
+        "call_exact_match": ratio(exact, counted),
+        "bleu4": Measure(grams, _bleu, sum(not turn.gold_calls for turn in turns)),
     }
     if execute is not None:
         done = _table([success_counts(turn.gold_calls, turn.predicted_calls, execute) for turn in turns], 4)
-        figures["task_success"] = resampling.ratio(done[:, 0], done[:, 1])
-        figures["task_success_empty"] = resampling.ratio(done[:, 2], done[:, 3])
-    return figures
+        made["task_success"] = ratio(done[:, 0], done[:, 1])
+        made["task_success_empty"] = ratio(done[:, 2], done[:, 3])
+    return made
 
 
 def _table(rows: Sequence[Sequence[int]], width: int) -> np.ndarray:
@@ -259,107 +266,44 @@ def replay(
 ) -> list[Turn]:
     """Answer every assistant message of ``chats``, each after the gold messages before it (teacher-forced).
 
-    ``answer`` maps prompts (token ids) to texts and is called once. ``shots`` are whole dialogues put before each
-    conversation as if they were its beginning; as many of the last ones are dropped as do not fit in ``limit`` prompt
-    tokens, and it is said how often. A prompt that is too long without any is answered by nothing, which is said too.
+    ``answer``, ``shots`` and ``limit`` are those of ``ask.locally``.
     """
-    asked = [
-        (chat if chat.id else replace(chat, id=str(number)), place)
-        for number, chat in enumerate(chats)
-        for place, message in enumerate(chat.messages)
-        if message.role == "assistant"
+    asked = questions(chats)
+    return turns_of(asked, locally(asked, answer, renderer, shots, limit))
+
+
+def turns_of(asked: Sequence[Question], replies: Sequence[Reply]) -> list[Turn]:
+    """What was asked and what was replied, as turns."""
+    return [
+        Turn(one.id, one.turn, one.gold.calls, reply.calls, one.gold.content, reply.content)
+        for one, reply in zip(asked, replies, strict=True)
     ]
-    prompts, dropped = [], 0
-    for chat, place in asked:
-        prompt, missing = _prompt(chat, place, renderer, shots, limit)
-        prompts.append(prompt)
-        dropped += missing > 0
-    if dropped:
-        say(
-            "{count} of {total} prompts had no room for all {shots} example dialogues",
-            count=dropped,
-            total=len(asked),
-            shots=len(shots),
-        )
-    fitting = [prompt for prompt in prompts if prompt is not None]
-    if len(fitting) < len(prompts):
-        count = len(prompts) - len(fitting)
-        say(
-            "{count} of {total} prompts are longer than {limit} tokens and count as wrong",
-            count=count,
-            total=len(asked),
-            limit=limit,
-        )
-    texts = iter(answer(fitting) if fitting else ())
-    turns, unreadable = [], 0
-    for (chat, place), prompt in zip(asked, prompts, strict=True):
-        gold, said = chat.messages[place], renderer.parsed("" if prompt is None else next(texts))
-        unreadable += bool(said.problems)
-        turns.append(Turn(chat.id, place, gold.calls, said.calls, gold.content, said.content))
-    if unreadable:
-        say("{count} of {total} answers hold a call that cannot be read", count=unreadable, total=len(asked))
-    return turns
-
-
-def _prompt(
-    chat: Chat, place: int, renderer: Renderer, shots: Sequence[Chat], limit: int | None
-) -> tuple[list[int] | None, int]:
-    """The prompt of the message at ``place`` with as many shots as fit, and how many did not."""
-    head = [message for message in chat.messages[:1] if message.role == "system"]
-    rest = list(chat.messages[len(head) : place])
-    for count in range(len(shots), -1, -1):
-        before = [message for shot in shots[:count] for message in as_shot(shot)]
-        ids = renderer.prompt([*head, *before, *rest], chat.tools)
-        if limit is None or len(ids) <= limit:
-            return list(ids), len(shots) - count
-    return None, len(shots)
-
-
-def as_shot(chat: Chat) -> list[Message]:
-    """A dialogue as the beginning of another: without its system message and what no assistant's turn follows."""
-    messages = [message for message in chat.messages if message.role != "system"]
-    while messages and messages[-1].role != "assistant":
-        messages.pop()
-    return messages
 
 
 # --- the task
 
 
-def task(tuned: Tuned, options: EvaluateOptions) -> Evaluation:
-    """Every measure of a file of conversations, and a prediction per assistant message.
+def task(tuned: Tuned | Endpoint, options: EvaluateOptions) -> Evaluation:
+    """Every measure of a file of conversations, a prediction per assistant message, and in ``details`` a table of the
+    slots and the kinds of errors with examples.
 
     ``shots`` example dialogues are drawn from ``shot_data``, the same for every conversation.
     """
-    from weitiao.generate.engine import positions
-    from weitiao.generate.toolset import able
-
-    chats = conversations(options.data)
-    shots: list[Chat] = []
-    if options.shots and options.shot_data:
-        if Path(options.shot_data).resolve() == Path(options.data).resolve():
-            raise InputError(t("shot_data: {path} is what is measured on; examples must be others", path=options.data))
-        examples = conversations(options.shot_data)
-        shots = random.Random(options.seed).sample(examples, min(options.shots, len(examples)))
-    tuned = replace(tuned, renderer=able(tuned.renderer, any(chat.tools for chat in (*chats, *shots))))
-    room = positions(tuned.model)
-    limit = None if room is None else max(1, room - options.max_new_tokens)
-    turns = replay(chats, lambda prompts: answers(tuned, prompts, options), tuned.renderer, shots, limit)
-    figures = measure(turns, samples=options.samples, seed=options.seed)
-    return Evaluation({name: figure.as_dict() for name, figure in figures.items()}, [as_line(turn) for turn in turns])
-
-
-def conversations(path: str) -> list[Chat]:
-    """The conversations of a file; InputError where a row is none, or has no assistant's turn."""
-    source = read(path, build(DataOptions, {}))
-    for line in source.said:
-        say("{line}", line=line)
-    chats = [row for row in source.rows if isinstance(row, Chat)]
-    chats = [chat for chat in chats if any(message.role == "assistant" for message in chat.messages)]
-    if not chats or len(chats) < len(source.rows):
-        message = "{path}: {count} of {rows} rows are no conversation with an assistant's turn"
-        raise InputError(t(message, path=path, count=len(source.rows) - len(chats), rows=len(source.rows)))
-    return chats
+    asked = questions(conversations(options.data))
+    replies, cost = ask(tuned, asked, options, draw_shots(options))
+    turns = turns_of(asked, replies)
+    made, groups = measures(turns), [turn.id for turn in turns]
+    first = "call_exact_match" if any(turn.gold_calls for turn in turns) else "bleu4"
+    details = {"slots": slot_table(turns), "errors": errors(turns, [bool(reply.problems) for reply in replies])}
+    return Evaluation(
+        figures_of(made, groups, options),
+        [as_line(turn) for turn in turns],
+        {first: made[first], **made},
+        groups,
+        [one.asked for one in asked],
+        details,
+        cost,
+    )
 
 
 def as_line(turn: Turn) -> dict[str, Any]:
@@ -370,3 +314,54 @@ def as_line(turn: Turn) -> dict[str, Any]:
         for side, (text, calls) in sides.items()
     }
     return {"id": turn.id, "turn": turn.turn, **written}
+
+
+# --- where it goes wrong
+
+
+def slot_table(turns: Sequence[Turn]) -> dict[str, dict[str, float]]:
+    """Precision, recall and F1 of every argument by its name (``function.argument``), the most frequent first;
+    ``count`` is how often it is right to give it."""
+    right: Counter[str] = Counter()
+    given, wanted = right.copy(), right.copy()
+    for turn in turns:
+        ours, theirs = _turn_slots(turn.predicted_calls), _turn_slots(turn.gold_calls)
+        for counter, found in ((right, ours & theirs), (given, ours), (wanted, theirs)):
+            for (function, name, _), number in found.items():
+                counter[f"{function}.{name}"] += number
+    names = sorted(given | wanted, key=lambda name: (-wanted[name], name))
+    return {
+        name: {
+            "precision": _ratio(right[name], given[name]),
+            "recall": _ratio(right[name], wanted[name]),
+            "f1": _ratio(2 * right[name], given[name] + wanted[name]),
+            "count": wanted[name],
+        }
+        for name in names
+    }
+
+
+def errors(turns: Sequence[Turn], unreadable: Sequence[bool], shown: int = 3) -> dict[str, dict[str, Any]]:
+    """How many turns err in their calls, by kind, with ``shown`` examples of each; a turn may err in several ways."""
+    found: dict[str, list[dict[str, Any]]] = {kind: [] for kind in ERRORS}
+    for turn, broken in zip(turns, unreadable, strict=True):
+        for kind in error_kinds(turn.gold_calls, turn.predicted_calls, broken):
+            found[kind].append(as_line(turn))
+    return {kind: {"count": len(lines), "examples": lines[:shown]} for kind, lines in found.items() if lines}
+
+
+def error_kinds(gold: Calls, predicted: Calls, unreadable: bool = False) -> list[str]:
+    """What is wrong with the calls of one turn, in the words of ``ERRORS``; empty where nothing is."""
+    gold, predicted = _calls(gold), _calls(predicted)
+    if calls_equal(gold, predicted):
+        return []
+    if not predicted:
+        return ["unreadable" if unreadable else "missing call"]
+    if not gold:
+        return ["needless call"]
+    if {call.name for call in gold} != {call.name for call in predicted}:
+        return ["wrong function"]
+    ours, theirs = _turn_slots(predicted), _turn_slots(gold)
+    needless, missing = ({slot[:2] for slot in left} for left in (ours - theirs, theirs - ours))
+    kinds = {"wrong value": needless & missing, "missing slot": missing - needless, "needless slot": needless - missing}
+    return [kind for kind, slots_ in kinds.items() if slots_] or ["wrong number of calls"]

@@ -21,7 +21,7 @@ from weitiao.data import crosswoz
 from weitiao.data.crosswoz_turns import acts_turns, call_turns, history
 from weitiao.data.rows import Call, Message
 from weitiao.errors import InputError, t
-from weitiao.evaluate.bootstrap import Resampling
+from weitiao.evaluate.bootstrap import Measure, Resampling, ratio
 from weitiao.evaluate.dialogue import call_counts
 from weitiao.evaluate.tasks import EvaluateOptions, Evaluation, answers
 from weitiao.generate.toolset import able
@@ -29,7 +29,8 @@ from weitiao.generate.toolset import able
 if TYPE_CHECKING:
     from weitiao.methods.io import Tuned
 
-Measure = Literal["call", "acts"]
+Kind = Literal["call", "acts"]
+KINDS = ("call", "acts")
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Case:
 
     id: str
     turn: int
-    measure: Measure
+    measure: Kind
     messages: tuple[Message, ...]
     gold: dict[str, Any]
 
@@ -58,7 +59,7 @@ def cases(dialogues: Sequence[crosswoz.Dialogue]) -> list[Case]:
 
 
 def _case(
-    dialogue: crosswoz.Dialogue, index: int, measure: Measure, prompt: tuple[Message, ...], gold: dict[str, Any]
+    dialogue: crosswoz.Dialogue, index: int, measure: Kind, prompt: tuple[Message, ...], gold: dict[str, Any]
 ) -> Case:
     return Case(dialogue["id"], dialogue["messages"][index].get("turn", index), measure, prompt, gold)
 
@@ -88,7 +89,10 @@ def evaluate(tuned: Tuned, options: EvaluateOptions) -> Evaluation:
         {"id": case.id, "turn": case.turn, "measure": case.measure, "gold": case.gold, "predicted": arguments}
         for case, arguments in zip(found, predicted, strict=True)
     ]
-    return Evaluation(score(lines, options.samples, options.seed), lines)
+    made, asked = measures(lines), [case.messages[-1].content for case in found]
+    made = {"call_exact_match": made["call_exact_match"], **made}  # what matters most, first
+    figures = score(lines, options.samples, options.seed)
+    return Evaluation(figures, lines, made, [case.id for case in found], asked)
 
 
 def arguments_of(text: str, renderer: Any) -> dict[str, Any] | None:
@@ -102,18 +106,28 @@ def arguments_of(text: str, renderer: Any) -> dict[str, Any] | None:
 def score(lines: Sequence[dict[str, Any]], samples: int = 1000, seed: int = 0) -> dict[str, dict[str, float]]:
     """Slot precision, recall, F1 (micro) and exact match of either measure, from prediction lines."""
     figures = {}
-    for measure in ("call", "acts"):
+    for measure in KINDS:
         part = [line for line in lines if line["measure"] == measure]
-        counts = [call_counts(_call(line["gold"]), _call(line["predicted"])) for line in part]
-        right, given, wanted, exact, counted = np.array(counts, dtype=np.int64).reshape(-1, 5).T
         resampling = Resampling([line["id"] for line in part], samples, seed)
-        figures |= {
-            f"{measure}_slot_precision": resampling.ratio(right, given),
-            f"{measure}_slot_recall": resampling.ratio(right, wanted),
-            f"{measure}_slot_f1": resampling.ratio(2 * right, given + wanted),
-            f"{measure}_exact_match": resampling.ratio(exact, counted),
-        }
+        made = measures(part).items()
+        figures |= {name: resampling.of(one) for name, one in made if name.startswith(measure)}
     return {name: figure.as_dict() for name, figure in figures.items()}
+
+
+def measures(lines: Sequence[dict[str, Any]]) -> dict[str, Measure]:
+    """What the figures are made of, a row a line; a line counts for its own measure only."""
+    counts = [call_counts(_call(line["gold"]), _call(line["predicted"])) for line in lines]
+    table, made = np.array(counts, dtype=np.int64).reshape(-1, 5), {}
+    for kind in KINDS:
+        own = np.array([line["measure"] == kind for line in lines], dtype=np.int64)
+        right, given, wanted, exact, counted = (table * own[:, None]).T
+        made |= {
+            f"{kind}_slot_precision": ratio(right, given),
+            f"{kind}_slot_recall": ratio(right, wanted),
+            f"{kind}_slot_f1": ratio(2 * right, given + wanted),
+            f"{kind}_exact_match": ratio(exact, counted),
+        }
+    return made
 
 
 def _call(arguments: dict[str, Any] | None) -> Call | None:

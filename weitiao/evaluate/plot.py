@@ -59,6 +59,44 @@ def scatter(points: Mapping[str, tuple[float, float]], path: str | Path, across:
     return _png(figure, path)
 
 
+def scaling(curves: Mapping[str, Sequence[tuple[float, float, float]]], path: str | Path) -> Path:
+    """Draw (tokens, loss, loss by the law) of each size, tokens on a logarithmic axis; written to ``path``, which is
+    returned."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    ax = figure.subplots()
+    for name, points in curves.items():
+        tokens, losses, fitted = zip(*sorted(points), strict=True)
+        (line,) = ax.plot(tokens, fitted, label=name, marker="x")
+        ax.plot(tokens, losses, color=line.get_color(), marker="o", linestyle="")
+    ax.set(xlabel="tokens", ylabel="validation loss (o measured, x by the law)", xscale="log")
+    ax.legend(fontsize="small", title="parameters")
+    ax.grid(alpha=0.3)
+    return _png(figure, path)
+
+
+def intervals(figures: Mapping[str, Mapping[str, Any]], path: str | Path, across: str) -> Path:
+    """Draw the value of each name with its interval, one below the other; written to ``path``, which is returned."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 1.2 + 0.4 * len(figures)), layout="constrained")
+    FigureCanvasAgg(figure)
+    ax = figure.subplots()
+    for place, one in enumerate(figures.values()):
+        low, high = one.get("low", one["value"]), one.get("high", one["value"])
+        ax.plot((low, high), (place, place), color="tab:blue", linewidth=2)
+        ax.plot(one["value"], place, color="tab:blue", marker="o")
+    names = [name if name.isascii() else str(number) for number, name in enumerate(figures, 1)]
+    ax.set_yticks(range(len(names)), names)
+    ax.set(xlabel=across, ylim=(len(names) - 0.5, -0.5))
+    ax.grid(alpha=0.3, axis="x")
+    return _png(figure, path)
+
+
 def confusion(counts: Sequence[Sequence[int]], labels: Sequence[str], path: str | Path) -> Path:
     """Draw how often texts of a class (rows) were taken for one (columns); classes whose names no font may have are
     numbered. Written to ``path``, which is returned."""

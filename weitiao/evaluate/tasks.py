@@ -9,35 +9,50 @@ A task's function takes the tuned model and the options and returns an ``Evaluat
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
 from weitiao.config import Options
 from weitiao.errors import InputError, say, t
+from weitiao.evaluate.ask import Cost
+from weitiao.evaluate.bootstrap import Measure, Resampling
+from weitiao.evaluate.endpoint import Endpoint
 from weitiao.models import heads
 
 if TYPE_CHECKING:
+    from weitiao.generate.engine import Completion
     from weitiao.methods.io import Tuned
 
 TASKS = {
     "perplexity": "weitiao.evaluate.perplexity:task",
+    "generate": "weitiao.evaluate.generative:task",
+    "choice": "weitiao.evaluate.choice:task",
     "dialogue": "weitiao.evaluate.dialogue:task",
+    "judge": "weitiao.evaluate.judge:task",
     "hotel": "weitiao.evaluate.hotel:evaluate",
     "classify": "weitiao.evaluate.classify:task",
 }
+CUSTOM = "weitiao.evaluate.custom:task"  # FILE.py:FUNCTION
+ANSWERED = ("generate", "dialogue", "judge")  # tasks that read answers, which an address can give too
+FEW = 30  # cases below which an interval says little
 LABEL_MEASURES = ("accuracy", "macro_f1", "micro_f1", "r2")  # of task classify, by which a checkpoint can be chosen
 
 
 class EvaluateOptions(Options):
     """What is measured, on which file, and how answers are made."""
 
-    task: Literal["perplexity", "dialogue", "hotel", "classify"] = Field(
-        description="perplexity: loss on text or conversations; dialogue: calls, slots and answers of conversations; "
-        "hotel: the hotel turns of CrossWOZ; classify: the labels of texts"
+    task: (
+        Literal["perplexity", "generate", "choice", "dialogue", "judge", "hotel", "classify"]
+        | Annotated[str, Field(pattern=r"\.py:[A-Za-z_]\w*$")]
+    ) = Field(
+        description="perplexity: loss on text or conversations; generate: answers beside the true ones; choice: "
+        "which of several answers is likelier; dialogue: calls, slots and answers of conversations; judge: answers "
+        "beside the true ones, as another model sees them; hotel: the hotel turns of CrossWOZ; classify: the labels of "
+        "texts; on the command line also FILE.py:FUNCTION, a measure of your own"
     )
     data: str = Field(
         default="",
@@ -45,6 +60,14 @@ class EvaluateOptions(Options):
     )
     shots: int = Field(default=0, ge=0, description="example dialogues put before each conversation")
     shot_data: str | None = Field(default=None, description="the file that the example dialogues come from")
+    thoughts: bool = Field(
+        default=False, description="tell the model to think first; only what stands behind its last Answer: counts"
+    )
+    judge: str | None = Field(default=None, description="judge: the model that judges; a run, a model or URL#MODEL")
+    per_byte: bool = Field(
+        default=False,
+        description="choice: the likeliest answer per byte is the one that counts, not the likeliest whole",
+    )
     max_new_tokens: int = Field(default=256, ge=1, description="tokens after which an answer is cut")
     batch_size: int = Field(default=32, ge=1, description="prompts answered, or rows measured, together")
     pictures: str | None = Field(
@@ -56,28 +79,58 @@ class EvaluateOptions(Options):
 
 @dataclass(frozen=True)
 class Evaluation:
-    """``figures`` by name (a number, or value, low, high and count), and what was predicted, one JSON object a turn."""
+    """``figures`` by name (a number, or value, low, high and count), and what was predicted, one JSON object a turn.
+
+    ``measures``: what figures are made of, a row a case, so that two systems can be compared case by case, the one that
+    matters most first; ``groups``: the dialogue of each case; ``asked``: what each case was about; ``details``: tables
+    that are no figures; ``cost``: what the answers took."""
 
     figures: dict[str, Any]
     predictions: list[dict[str, Any]] = field(default_factory=list)
+    measures: dict[str, Measure] = field(default_factory=dict)
+    groups: list[str] = field(default_factory=list)
+    asked: list[str] = field(default_factory=list)
+    details: dict[str, Any] = field(default_factory=dict)
+    cost: Cost | None = None
 
 
-def evaluate(tuned: Tuned, options: EvaluateOptions) -> Evaluation:
-    """Measure ``tuned`` (of ``methods.io.open_model``) as ``options`` say. InputError where the data cannot be used."""
+def evaluate(tuned: Tuned | Endpoint, options: EvaluateOptions) -> Evaluation:
+    """Measure ``tuned`` (of ``methods.io.open_model``, or a model behind an address) as ``options`` say. InputError
+    where the data cannot be used."""
     if not options.data:
         raise InputError(t("data: name the file to measure on"))
     if options.shots and not options.shot_data:
         raise InputError(
             t("shots = {shots} needs shot_data, the file that the examples come from", shots=options.shots)
         )
-    if options.task != "classify":
+    if isinstance(tuned, Endpoint):
+        if options.task in TASKS and options.task not in ANSWERED:
+            message = "{url} gives answers only; of the tasks it can be measured by {tasks}, not by {task}"
+            raise InputError(t(message, url=tuned.url, tasks=", ".join(ANSWERED), task=options.task))
+    elif options.task != "classify":
         heads.refuse(tuned.model.config, tuned.base)
-    module, _, name = TASKS[options.task].partition(":")
-    task: Callable[[Tuned, EvaluateOptions], Evaluation] = getattr(import_module(module), name)
-    return task(tuned, options)
+    module, _, name = TASKS.get(options.task, CUSTOM).partition(":")
+    task: Callable[[Any, EvaluateOptions], Evaluation] = getattr(import_module(module), name)
+    evaluation = task(tuned, options)
+    cases = len(set(evaluation.groups))
+    if 0 < cases < FEW and options.samples > 1:
+        message = "{path}: {count} independent cases; with fewer than {few} an interval is wide, and itself uncertain"
+        say(message, path=options.data, count=cases, few=FEW)
+    return evaluation
+
+
+def figures_of(measures: Mapping[str, Measure], groups: Sequence[str], options: EvaluateOptions) -> dict[str, Any]:
+    """The figure of every measure, its interval by drawing whole ``groups`` of cases."""
+    resampling = Resampling(groups, options.samples, options.seed)
+    return {name: resampling.of(measure).as_dict() for name, measure in measures.items()}
 
 
 def answers(tuned: Tuned, prompts: Sequence[Sequence[int]], options: EvaluateOptions) -> list[str]:
+    """The text of the likeliest answer to every prompt (token ids)."""
+    return [completion.text for completion in completions(tuned, prompts, options)]
+
+
+def completions(tuned: Tuned, prompts: Sequence[Sequence[int]], options: EvaluateOptions) -> list[Completion]:
     """The likeliest answer to every prompt (token ids), with a progress bar; how many were cut is said."""
     from rich.console import Console
     from rich.progress import Progress
@@ -103,4 +156,4 @@ def answers(tuned: Tuned, prompts: Sequence[Sequence[int]], options: EvaluateOpt
     if cut:
         message = "{cut} of {total} answers were cut at {tokens} tokens (max_new_tokens, or the model's last position)"
         say(message, cut=cut, total=len(done), tokens=options.max_new_tokens)
-    return [completion.text for completion in done]
+    return done

@@ -56,7 +56,10 @@ def absent(recipe: Sections, generators: Iterable[str]) -> Iterator[tuple[str, s
             yield from _exists("data.train", name)
         elif known and name.removeprefix(GENERATE) not in known:
             yield "data.train", t("{name}: no such generator ({names})", name=name, names=", ".join(known))
-    model = recipe.model
+    model, replay = recipe.model, data.replay
+    for name in [replay] if isinstance(replay, str) else replay or []:
+        if not name.startswith(GENERATE):
+            yield from _exists("data.replay", name)
     others = {
         "data.validation": data.validation,
         "data.test": data.test,
@@ -101,6 +104,11 @@ def contradictions(recipe: Sections, measured: bool) -> Iterator[tuple[str, str]
         yield "train.paged_optimizer", t(message, path=recipe.output)
     if getattr(recipe.method, "target_parameters", ()) and recipe.model.quantize != "none":
         yield "method.target_parameters", t(IN_CODES)
+    if recipe.evaluate and recipe.evaluate.task.rpartition(":")[0].endswith(".py"):
+        yield (
+            "evaluate.task",
+            t("a recipe names no code; measure with weitiao eval RUN --task {task}", task=recipe.evaluate.task),
+        )
     measured = measured or (recipe.task.name == "classify" and recipe.train.best in LABEL_MEASURES)
     if recipe.train.best not in (None, "loss") and not measured:
         yield "train.best", t("nothing measures {name}; take loss or null", name=recipe.train.best)

@@ -1,6 +1,6 @@
 """Plan against fact: the report of a finished run.
 
-report(recipe, run, ready, done, figures={})        # report.md and loss.png
+report(recipe, run, ready, done, figures={})        # report.md, report.html, report.json and loss.png
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import typer
 
 from weitiao.errors import InputError, say, t
 from weitiao.evaluate.compare import listing, markdown, shown
+from weitiao.evaluate.page import write_page
 from weitiao.evaluate.plot import curves
 from weitiao.evaluate.tasks import evaluate
 from weitiao.methods.io import Tuned
@@ -30,6 +31,15 @@ from weitiao.train import checkpoint
 from weitiao.train.loop import Fit
 
 SHOWN_VALIDATIONS = 50
+LOSS = (
+    "The loss says how far the model is from the rows: lower is better. Training falls as the rows are learnt; "
+    "validation, on rows that are not trained on, is what counts. Where it rises while training falls, the rows are "
+    "being learnt by heart."
+)
+INTERVAL = (
+    "An interval says where the value would lie for nineteen in twenty other sets of as many cases; two values whose "
+    "intervals overlap may differ by chance. Whether tuning was worth it: weitiao eval compare."
+)
 
 
 def peak_bytes() -> int | None:
@@ -76,7 +86,7 @@ def finished(run: Run) -> tuple[Fit, Plan]:
 
 def report(recipe: Sections, run: Run, ready: Prepared, done: Fit, figures: Mapping[str, Any]) -> Path:
     """Write ``loss.png`` and ``report.md``: what was run, plan against fact, the curves, the measures, and the commands
-    that go on from here."""
+    that go on from here; the same as one page (``report.html``) and as ``report.json``."""
     plan, metrics, peak = ready.plan, run.metrics(), peak_bytes()
     curves(metrics, run.path / "loss.png")
     planned, took = plan.total_seconds, sum(record.get("seconds", 0.0) for record in metrics)
@@ -89,20 +99,31 @@ def report(recipe: Sections, run: Run, ready: Prepared, done: Fit, figures: Mapp
         f"# {run.path.absolute().name}\n",
         markdown(["", ""], _facts(recipe, ready, done)),
         f"## {t('Plan and fact')}\n",
+        t("What was foreseen before any weight was read, and what it came to.") + "\n",
         markdown(["", t("planned"), t("measured")], compared),
         f"## {t('Loss')}\n\n![loss](loss.png)\n",
+        t(LOSS) + "\n",
         _judgement(run, metrics, done),
         _validations(metrics),
     ]
     if figures:
-        parts += [f"## {t('Measures')}\n", listing(figures)]
+        parts += [f"## {t('Measures')}\n", listing(figures), t(INTERVAL) + "\n"]
     drawn = [name for name in ("confusion", "calibration") if (run.path / f"{name}.png").is_file()]
     parts += [f"![{name}]({name}.png)\n" for name in drawn]
     labels = recipe.task.name == "classify"
     measure = command("weitiao", "eval", run.path, "--task", "classify" if labels else "perplexity", "--data", "FILE")
     chat = [] if labels else [command("weitiao", "chat", run.path)]
     parts.append("\n".join([f"## {t('Next')}", "", "```sh", *chat, measure, "```", ""]))
-    return run.write("report.md", "\n".join(part for part in parts if part))
+    run.write("report.json", {
+        "facts": dict(_facts(recipe, ready, done)),
+        "planned": {"host_peak_bytes": plan.host_peak_bytes, "seconds": planned, "disk_bytes": plan.disk_bytes},
+        "measured": {"host_peak_bytes": peak, "seconds": took, "disk_bytes": disk_bytes(run)},
+        "validations": [record for record in metrics if record.get("validation")],
+        "figures": dict(figures),
+    })  # fmt: skip
+    path = run.write("report.md", "\n".join(part for part in parts if part))
+    write_page(path)
+    return path
 
 
 def _facts(recipe: Sections, ready: Prepared, done: Fit) -> list[list[str]]:
@@ -168,6 +189,8 @@ def verb(
         print(json.dumps(found, ensure_ascii=False))
     elif (run.path / "report.md").is_file():
         print((run.path / "report.md").read_text(encoding="utf-8"), end="")
+        if (run.path / "report.html").is_file():
+            say("as a page: {path}", path=run.path / "report.html")
     else:
         again = command("weitiao", "train", "--resume", folder)
         raise InputError(t("{path}: the run has not finished; go on with: {command}", path=run.path, command=again))

@@ -79,12 +79,12 @@ class Plan:
     tokens: int  # read in all steps
     worst_step: int
     worst_tokens: int
-    recomputed_blocks: int
     dtype: str
     device: str
     available_bytes: int
     free_disk_bytes: int
     fits: bool
+    recomputed_blocks: int = 0  # that compute their activations twice
     paged_bytes: int = 0  # optimiser state in a file while it trains; on a GPU, in the host's memory
     parts: dict[str, int] = field(default_factory=dict)
 
