@@ -23,7 +23,7 @@ VERBS = {
     "tokenizer train": ["--json", "--output", "--kind", "--vocab-size", "--overwrite", "--skip-bad"],
     "tokenizer extend": ["--json", "--output", "--tokens", "--min-frequency", "--skip-bad"],
     "data show": ["--json", "--model", "--rows", "--html", "--skip-bad", "--train-on"],
-    "data stats": ["--json", "--model", "--skip-bad"],
+    "data stats": ["--json", "--model", "--near", "--allow-leakage", "--html", "--skip-bad"],
     "data split": ["--json", "--skip-bad"],
     "plan": ["--json"],
     "train": ["--json", "--dry-run", "--resume", "--overwrite", "--skip-bad", "--schema"],
