@@ -240,12 +240,14 @@ def verb(
 ) -> None:
     """Lengths, balance, duplicates and overlap of FILEs; with --model tokens, what is trained, what max_length cuts."""
     from weitiao.data import stats_report
+    from weitiao.data.show import renderer_of
 
     files, options = arguments(words, skip_bad)
     if not files:
         raise InputError(t("name at least one file of rows"))
     sources = read_all(files, options)
-    renderer = _renderer(model, sources, options.chat_template) if model else None
+    rows = [row for source in sources for row in source.rows]
+    renderer = renderer_of(model, rows, options.chat_template) if model else None
     for line in [*(line for source in sources for line in source.said), *(renderer.said if renderer else [])]:
         print(line, file=sys.stderr)
     limit = options.max_length if isinstance(options.max_length, int) else None
@@ -284,16 +286,3 @@ def _refuse_leaks(common: Sequence[dict[str, Any]]) -> None:
             problems += first_of(pairs, 5)
     if problems:
         raise InputError([*problems, t("leave those rows out (weitiao data clean --against), or --allow-leakage")])
-
-
-def _renderer(model: str, sources: Sequence[Source], template: str | None) -> Renderer:
-    """The renderer of a run, or of a model by name or folder."""
-    from weitiao.data.render import Renderer
-    from weitiao.models.load import load_tokenizer
-    from weitiao.runs import Run, is_run
-    from weitiao.weights import fetch
-
-    folder = Run.open(model).final if is_run(model) else fetch.resolve(model)
-    chats = [row for source in sources for row in source.rows if isinstance(row, Chat)]
-    tools = any(chat.tools or any(message.calls for message in chat.messages) for chat in chats)
-    return Renderer.of(load_tokenizer(folder), tools=tools, override=template)
