@@ -26,6 +26,7 @@ VERBS = {
     "data stats": ["--json", "--model", "--near", "--allow-leakage", "--html", "--skip-bad"],
     "data clean": ["--json", "--output", "--rejects", "--against", "--encodings", "--near"],
     "data mix": ["--json", "--output", "--rows", "--seed", "--skip-bad"],
+    "data augment": ["--json", "--by", "--variants", "--rule", "--tools", "--endpoint", "--output", "--skip-bad"],
     "data split": ["--json", "--stratify", "--join", "--allow-leakage", "--skip-bad"],
     "plan": ["--json"],
     "train": ["--json", "--dry-run", "--resume", "--overwrite", "--skip-bad", "--schema"],
@@ -83,7 +84,7 @@ print([name for name in "{heavy}".split(", ") if name in sys.modules])
     ("words", "said"),
     [
         (["trian"], 'error: no such verb: trian; did you mean "train"?'),
-        (["data", "shwo"], 'error: no such verb: shwo; did you mean "show"? (show, stats, clean, mix, split)'),
+        (["data", "shwo"], 'error: no such verb: shwo; did you mean "show"? (show, stats, clean, mix, augment, split)'),
         (["train", "--dryrun"], "--dryrun"),
         (["train"], "error: which recipe?"),
         (["train", "no.yaml"], "error: no.yaml: no such file"),

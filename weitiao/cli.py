@@ -40,6 +40,7 @@ VERBS = (
     Verb("data stats", "weitiao.data.stats:verb", "lengths, balance, duplicates, leaks, what max_length would cut"),
     Verb("data clean", "weitiao.data.clean:verb", "take out broken, empty, too long and double rows, and say why"),
     Verb("data mix", "weitiao.data.mix:verb", "several sources into one file, by repeat or by weight"),
+    Verb("data augment", "weitiao.data.augment:verb", "more rows: by rules, by a model's rewriting, out of documents"),
     Verb("data split", "weitiao.data.split:verb", "rows into train, validation and test, by dialogue"),
     Verb("plan", "weitiao.recipe:plan_verb", "memory, disk and time of a recipe, before anything is loaded"),
     Verb("train", "weitiao.recipe:train_verb", "run a recipe: plan, tune, choose the best checkpoint, report"),
