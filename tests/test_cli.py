@@ -22,6 +22,7 @@ VERBS = {
     "convert": [],
     "tokenizer train": ["--json", "--output", "--kind", "--vocab-size", "--overwrite", "--skip-bad"],
     "tokenizer extend": ["--json", "--output", "--tokens", "--min-frequency", "--skip-bad"],
+    "tokenizer compare": ["--json", "--text", "--html"],
     "data show": ["--json", "--model", "--rows", "--html", "--check", "--skip-bad", "--train-on"],
     "data stats": ["--json", "--model", "--near", "--allow-leakage", "--html", "--skip-bad"],
     "data clean": ["--json", "--output", "--rejects", "--against", "--encodings", "--near"],

@@ -36,6 +36,7 @@ VERBS = (
     Verb("convert", "weitiao.weights.convert:verb", "ChatGLM2/3 or Llama as first published, into a folder that loads"),
     Verb("tokenizer train", "weitiao.data.tokenizer:train_verb", "train a tokenizer on text"),
     Verb("tokenizer extend", "weitiao.data.extend:verb", "give a model tokens for new text"),
+    Verb("tokenizer compare", "weitiao.data.tokenizer_compare:verb", "tokenizers side by side, on the same texts"),
     Verb("data show", "weitiao.data.show:verb", "rows in colour: which tokens are trained"),
     Verb("data stats", "weitiao.data.stats:verb", "lengths, balance, duplicates, leaks, what max_length would cut"),
     Verb("data clean", "weitiao.data.clean:verb", "take out broken, empty, too long and double rows, and say why"),
