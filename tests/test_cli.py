@@ -28,6 +28,7 @@ VERBS = {
     "data clean": ["--json", "--output", "--rejects", "--against", "--encodings", "--near"],
     "data mix": ["--json", "--output", "--rows", "--seed", "--skip-bad"],
     "data augment": ["--json", "--by", "--variants", "--rule", "--tools", "--endpoint", "--output", "--skip-bad"],
+    "data review": ["--patch", "--terminal", "--port"],
     "data split": ["--json", "--stratify", "--join", "--allow-leakage", "--skip-bad"],
     "plan": ["--json"],
     "train": ["--json", "--dry-run", "--resume", "--overwrite", "--skip-bad", "--schema"],
@@ -85,7 +86,10 @@ print([name for name in "{heavy}".split(", ") if name in sys.modules])
     ("words", "said"),
     [
         (["trian"], 'error: no such verb: trian; did you mean "train"?'),
-        (["data", "shwo"], 'error: no such verb: shwo; did you mean "show"? (show, stats, clean, mix, augment, split)'),
+        (
+            ["data", "shwo"],
+            'error: no such verb: shwo; did you mean "show"? (show, stats, clean, mix, augment, review, split)',
+        ),
         (["train", "--dryrun"], "--dryrun"),
         (["train"], "error: which recipe?"),
         (["train", "no.yaml"], "error: no.yaml: no such file"),

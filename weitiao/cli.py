@@ -42,6 +42,7 @@ VERBS = (
     Verb("data clean", "weitiao.data.clean:verb", "take out broken, empty, too long and double rows, and say why"),
     Verb("data mix", "weitiao.data.mix:verb", "several sources into one file, by repeat or by weight"),
     Verb("data augment", "weitiao.data.augment:verb", "more rows: by rules, by a model's rewriting, out of documents"),
+    Verb("data review", "weitiao.data.review:verb", "accept, edit or reject rows by hand; edits are a patch file"),
     Verb("data split", "weitiao.data.split:verb", "rows into train, validation and test, by dialogue"),
     Verb("plan", "weitiao.recipe:plan_verb", "memory, disk and time of a recipe, before anything is loaded"),
     Verb("train", "weitiao.recipe:train_verb", "run a recipe: plan, tune, choose the best checkpoint, report"),

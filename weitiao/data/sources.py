@@ -28,7 +28,7 @@ from weitiao.data.split import group_of, split
 from weitiao.data.turns import RowError
 from weitiao.errors import InputError, t
 
-__all__ = ["DataOptions", "Source", "Splits", "load", "read", "read_all", "scan"]
+__all__ = ["DataOptions", "Source", "Splits", "load", "problem_of", "read", "read_all", "scan"]
 
 GENERATE = "generate:"
 SETTING = re.compile(r"(?:data\.)?(\w+)(?:\.\w+)*=")
@@ -141,6 +141,18 @@ def _say(path: Path, options: DataOptions, layout: Layout, source: Source, missi
         said.append(t("{path}: keys not used: {keys}", path=path, keys=", ".join(sorted(layout.unused))))
     if bad and options.skip_bad:
         said.append(t("{path}: {count} bad rows left out, {rows} kept", path=path, count=len(bad), rows=len(rows)))
+
+
+def problem_of(record: Any, options: DataOptions, layout: str) -> str:
+    """What keeps a record from being a row of this layout; "" where nothing does."""
+    ((_, renamed, _),) = _renamed(iter([(1, record)]), options, set())
+    try:
+        if isinstance(renamed, Unreadable):
+            raise RowError(renamed.reason)
+        Layout(layout, options.template).row(renamed)
+    except RowError as error:
+        return str(error)
+    return ""
 
 
 def _check_readable(path: Path) -> None:
