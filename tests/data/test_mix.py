@@ -121,3 +121,18 @@ def test_a_patch_edits_and_rejects_and_names_what_it_cannot_find(tmp_path: Path)
     with pytest.raises(InputError) as caught:
         Patch.read(patch)
     assert len(caught.value.problems) == 3
+
+
+def test_sources_of_several_layouts_become_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    a, b, out = write(tmp_path / "a.jsonl", "a", 5), tmp_path / "b.jsonl", tmp_path / "out.jsonl"
+    turns = [{"role": "user", "content": "b"}, {"role": "assistant", "content": "好"}]
+    b.write_text(json.dumps({"messages": turns, "group": "g"}) + "\n", encoding="utf-8")
+    assert main(["data", "mix", str(a), str(b), "--output", str(out)]) == 0
+    assert "several layouts" in capsys.readouterr().err
+    assert {row.group for row in read(out, DataOptions()).rows} == {None, "g"} and len(
+        out.read_text().splitlines()
+    ) == 6
+    text = tmp_path / "t.txt"
+    text.write_text("一行\n", encoding="utf-8")
+    assert main(["data", "mix", str(a), str(text), "--output", str(out), "--overwrite"]) == 2
+    assert "cannot be in one file" in capsys.readouterr().err

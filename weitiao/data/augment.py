@@ -25,7 +25,7 @@ from weitiao.config import build
 from weitiao.data import documents, rewrite
 from weitiao.data.augment_rules import RULES, Talk
 from weitiao.data.endpoint import Endpoint, EndpointOptions
-from weitiao.data.messages import as_dicts
+from weitiao.data.messages import record_of
 from weitiao.data.rows import Chat
 from weitiao.data.split import content_of, place_of
 from weitiao.data.truth import Functions, differences
@@ -43,12 +43,6 @@ class Made:
     records: list[dict[str, Any]] = field(default_factory=list)
     rejects: list[dict[str, Any]] = field(default_factory=list)
     used: Counter[str] = field(default_factory=Counter)
-
-
-def record_of(chat: Chat) -> dict[str, Any]:
-    """A conversation in the layout ``messages``."""
-    found: dict[str, Any] = {"id": chat.id, "group": chat.group, "messages": as_dicts(chat.messages)}
-    return found | ({"tools": [dict(tool) for tool in chat.tools]} if chat.tools else {})
 
 
 def grouped(chat: Chat) -> Chat:

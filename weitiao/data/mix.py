@@ -19,12 +19,15 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
+from weitiao.data.messages import record_of
+from weitiao.data.rows import Chat, Row
 from weitiao.data.split import content_of, place_of
-from weitiao.errors import InputError, t
+from weitiao.errors import InputError, say, t
 from weitiao.runs import write_atomic
 
 if TYPE_CHECKING:
     from weitiao.data.options import SourceOptions
+    from weitiao.data.sources import Source
 
 RowT = TypeVar("RowT")
 
@@ -99,7 +102,7 @@ def verb(
     sources = read_all([one.path for one in wanted], options, keep=True)
     for line in (line for source in sources for line in source.said):
         print(line, file=sys.stderr)
-    pairs = [list(zip(source.rows, source.records, strict=True)) for source in sources]
+    pairs = _pairs(sources)
     mixed = mix(pairs, wanted, seed, rows=rows, content=lambda pair: content_of(pair[0]))
     lines = [json.dumps(own, ensure_ascii=False, default=str) + "\n" for part in mixed for _, own in part]
     random.Random(f"mix {seed}").shuffle(lines)
@@ -114,6 +117,18 @@ def verb(
     for one in found:
         print(f"{one['file']}\t{one['rows']}\t{one['taken']}\t{one['share']:.2%}")
     print(output)
+
+
+def _pairs(sources: Sequence[Source]) -> list[list[tuple[Row, Any]]]:
+    """Rows with the records to write: as they are, or where the sources' layouts differ, all conversations in one."""
+    layouts = {source.format: str(source.path) for source in sources}
+    if len(layouts) == 1:
+        return [list(zip(source.rows, source.records, strict=True)) for source in sources]
+    if not all(isinstance(row, Chat) for source in sources for row in source.rows):
+        found = ", ".join(f"{path} ({layout})" for layout, path in layouts.items())
+        raise InputError(t("{found}: conversations and plain text cannot be in one file", found=found))
+    say("the sources have several layouts; all are written as messages")
+    return [[(row, record_of(row)) for row in source.rows if isinstance(row, Chat)] for source in sources]
 
 
 def _source(word: str) -> dict[str, str]:
