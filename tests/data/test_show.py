@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
 
 from weitiao.cli import main
+from weitiao.data.check import check
 from weitiao.data.render import Renderer
-from weitiao.data.rows import Chat, Message, Text
+from weitiao.data.rows import Call, Chat, Message, Text
 from weitiao.data.show import html_page, shown_rows, tokens_of, visible
 from weitiao.models import tiny
 
@@ -106,3 +109,58 @@ def test_bad_rows_and_bad_usage_end_in_2(rows: Path, model: Path, capsys: Any):
     assert call([str(rows), "--model", str(model), "--train-on", "user"], capsys)[0] == 2
     code, _, err = call([str(rows) + "x", "--model", str(model)], capsys)
     assert code == 2 and err.startswith("error: ")
+
+
+SCHEMA = {"name": "find", "parameters": {"type": "object", "properties": {"name": {"type": "string"}}}}
+CALLS = Chat(
+    (
+        Message("system", "帮客人找酒店。"),
+        Message("user", "找北京饭店"),
+        Message("assistant", calls=(Call("find", {"name": "北京饭店"}),)),
+        Message("tool", "[1]", name="find"),
+        Message("assistant", "找到了。"),
+        Message("user", "谢谢"),
+        Message("assistant", "不客气！"),
+    ),
+    ({"type": "function", "function": SCHEMA},),
+    "calls",
+)
+
+
+@pytest.mark.parametrize("family", sorted(tiny.FAMILIES))
+def test_training_is_what_is_served_for_every_family(family: str):
+    tokenizer = tiny.make_tokenizer(family)
+    tokenizer.eos_token = tokenizer.eos_token or tokenizer.sep_token
+    found = check([CALLS, Chat(CALLS.messages[5:])], Renderer.of(tokenizer, tools=True))
+    assert (found.turns, found.problems) == (4, []) and found.tokens > 100
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_one_other_token_is_found(seed: int, monkeypatch: pytest.MonkeyPatch):
+    random, chosen = Random(seed), Renderer.of(tiny.make_tokenizer("qwen2"), tools=True)
+    ((made,),) = chosen.renders([CALLS])  # type: ignore[misc]
+    ids, mask = list(made.ids), list(made.mask)
+    if seed % 2:
+        place = random.randrange(mask.index(True))
+        ids[place] += 1
+    else:
+        place = mask.index(True)
+        mask[place] = False
+    monkeypatch.setattr(chosen, "renders", lambda rows, train_on: [[replace(made, ids=ids, mask=mask)]])
+    found = check([CALLS], chosen)
+    assert len(found.problems) == (3 if seed % 2 else 1)
+    assert (f"token {place} of" if seed % 2 else "is not trained") in found.problems[0]
+
+
+def test_words_that_the_template_leaves_out_are_found(rows: Path, model: Path, tmp_path: Path, capsys: Any):
+    template = tmp_path / "cut.jinja"
+    template.write_text(
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content | replace('您好', '') }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
+        encoding="utf-8",
+    )
+    assert call([str(rows), "--model", str(model), "--check"], capsys)[0] == 0
+    words = [str(rows), "--model", str(model), "--check", "--chat-template", str(template), "--json"]
+    code, out, err = call(words, capsys)
+    assert code == 2 and "rows.jsonl:1, message 2: the trained tokens read" in err
+    assert json.loads(out)["check"]["turns"] == 2 and len(json.loads(out)["check"]["problems"]) == 1

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from weitiao.data.rows import Text
-from weitiao.data.split import group_of, split, verb
+from weitiao.data.split import group_of, split, together, verb
 from weitiao.errors import InputError
 
 SHARES = (0.8, 0.1, 0.1)
@@ -106,3 +106,52 @@ def test_the_verb_overwrites_nothing_and_names_bad_rows(tmp_path: Path):
     assert "overwritten" in str(run(*words, "--skip-bad").exception)
     for shares in ("8", "a:b", "0:1", "1:1:1:1"):
         assert "--shares" in str(run(*words, "--shares", shares).exception)
+
+
+def test_a_rare_class_is_in_every_part_and_nothing_moves():
+    rows = [Text(f"text {index}", str(index), f"group {index}") for index in range(600)]
+    rare = {str(index) for index in range(0, 600, 100)}
+
+    def stratum(row: Text) -> str:
+        return "rare" if row.id in rare else "common"
+
+    for seed in range(20):
+        parts = split(rows, SHARES, stratum=stratum, seed=seed)
+        assert all(any(row.id in rare for row in part) for part in parts)
+        assert sum(map(len, parts)) == 600
+    before, after = split(rows[:400], SHARES, stratum=stratum), split(rows[::-1], SHARES, stratum=stratum)
+    common = [{row.id for row in part} - rare for part in before]
+    assert all(ids <= {row.id for row in part} for ids, part in zip(common, after, strict=True))
+
+
+def test_groups_that_share_a_row_are_named_or_dealt_together(tmp_path: Path):
+    records = [{"text": f"text {i}", "group": f"g{i // 2}"} for i in range(80)]
+    records += [{"text": "shared by many", "group": f"g{i}"} for i in range(0, 40, 4)]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    problem = str(run(str(file)).exception)
+    assert (
+        "says the same as" in problem
+        and "(group g12), in another part" in problem
+        and "--join" in problem
+        and "--allow-leakage" in problem
+    )
+    assert not list(tmp_path.glob("rows.*.jsonl"))
+    assert run(str(file), "--join").exit_code == 0
+    holders = [path for path in tmp_path.glob("rows.*.jsonl") if "shared" in path.read_text(encoding="utf-8")]
+    assert len(holders) == 1
+    assert sum(len(path.read_text(encoding="utf-8").splitlines()) for path in tmp_path.glob("rows.*.jsonl")) == 90
+
+
+def test_join_changes_nothing_where_nothing_is_shared():
+    rows = rows_of(200, 3)
+    assert split(rows, SHARES, group=together(rows)) == split(rows, SHARES)
+
+
+def test_the_verb_stratifies_by_a_key(tmp_path: Path):
+    records = [{"text": f"text {i}", "kind": "rare" if i % 20 == 0 else "common"} for i in range(100)]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    assert "kind" in str(run(str(file), "--stratify", "label").exception)
+    assert run(str(file), "--stratify", "kind").exit_code == 0
+    assert all("rare" in path.read_text(encoding="utf-8") for path in tmp_path.glob("rows.*.jsonl"))

@@ -26,9 +26,10 @@ UNCLOSED_QUOTE = "unexpected end of data"  # what the csv module says
 
 @dataclass(frozen=True)
 class Unreadable:
-    """A line that is no record, and why."""
+    """A line that is no record, and why; ``raw`` is the line where it is known, its bytes that are no text escaped."""
 
     reason: str
+    raw: str = ""
 
 
 Numbered = Iterator[tuple[int, Any]]
@@ -80,7 +81,7 @@ def _text_lines(file: BinaryIO) -> Iterator[tuple[int, str | Unreadable]]:
         try:
             text = raw.decode("utf-8").rstrip("\r\n")
         except UnicodeDecodeError as error:
-            yield number, Unreadable(_not_utf8(raw, error))
+            yield number, Unreadable(_not_utf8(raw, error), raw.decode("utf-8", "backslashreplace").rstrip("\r\n"))
             continue
         if text.strip():
             yield number, text
@@ -97,9 +98,9 @@ def _jsonl(path: Path, file: BinaryIO) -> Numbered:
             try:
                 yield number, _whole(json.loads(line, parse_constant=_no_constant), line)
             except ValueError as error:
-                yield number, Unreadable(_not_json(error))
+                yield number, Unreadable(_not_json(error), line)
             except RecursionError:
-                yield number, Unreadable(t("not JSON: nested too deeply"))
+                yield number, Unreadable(t("not JSON: nested too deeply"), line)
         else:
             yield number, line
 
@@ -214,9 +215,12 @@ def _table_rows(path: Path, reader: Any, header: list[str]) -> Numbered:
             continue
         bad = next((found for cell in row if (found := _surrogate(cell))), None)
         if bad:
-            yield line, Unreadable(t("not UTF-8: byte 0x{value:02x}; save the file as UTF-8", value=ord(bad) - 0xDC00))
+            reason = t("not UTF-8: byte 0x{value:02x}; save the file as UTF-8", value=ord(bad) - 0xDC00)
+            cells = [cell.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace") for cell in row]
+            yield line, Unreadable(reason, json.dumps(cells, ensure_ascii=False))
         elif len(row) != len(header):
-            yield line, Unreadable(t("{found} cells, the header has {expected}", found=len(row), expected=len(header)))
+            reason = t("{found} cells, the header has {expected}", found=len(row), expected=len(header))
+            yield line, Unreadable(reason, json.dumps(row, ensure_ascii=False))
         else:
             yield line, dict(zip(header, row, strict=True))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from weitiao.data.rows import Message
+from weitiao.data.rows import Chat, Message
 
 
 def as_dicts(messages: Sequence[Message | Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -23,6 +23,12 @@ def _as_dict(message: Message) -> dict[str, Any]:
     if message.name is not None:
         found["name"] = message.name
     return found
+
+
+def record_of(chat: Chat) -> dict[str, Any]:
+    """A conversation as a record of the layout ``messages``."""
+    found: dict[str, Any] = {"id": chat.id, "group": chat.group, "messages": as_dicts(chat.messages)}
+    return found | ({"tools": [dict(tool) for tool in chat.tools]} if chat.tools else {})
 
 
 def number_calls(conversation: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -143,7 +143,7 @@ class Renderer:
     ) -> str:
         """What the chat template writes; ``generate``: up to where the assistant begins. InputError with the template's
         own words if it refuses the conversation."""
-        return self._text(self._conversation(messages), tools, generate)
+        return self._text(self.conversation(messages), tools, generate)
 
     def prompt(
         self, messages: Sequence[Message | Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()
@@ -212,7 +212,7 @@ class Renderer:
     def _turns(self, chat: Chat, train_on: str) -> tuple[str, list[_Turn]]:
         """The whole text, and the turns to train. An assistant's turn that opens the conversation is context: no prompt
         leads there."""
-        conversation = self._conversation(chat.messages)
+        conversation = self.conversation(chat.messages)
         whole = self._text(conversation, chat.tools, False)
         places = [place for place, message in enumerate(conversation) if message["role"] == "assistant" and place]
         places = {"assistant": places, "last": places[-1:], "all": []}[train_on]
@@ -243,7 +243,8 @@ class Renderer:
             reason = str(error) or type(error).__name__
             raise InputError(t("the chat template refuses this conversation: {reason}", reason=reason)) from error
 
-    def _conversation(self, messages: Sequence[Message | Mapping[str, Any]]) -> list[dict[str, Any]]:
+    def conversation(self, messages: Sequence[Message | Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """The dictionaries that the template is given: calls numbered and system text folded where it needs that."""
         conversation = as_dicts(messages)
         if self._numbers_calls:
             conversation = number_calls(conversation)

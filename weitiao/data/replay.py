@@ -21,7 +21,7 @@ def replayed(own: Splits, options: DataOptions, task: str, generators: Generator
     """``own`` with as many replayed rows as make up ``options.replay_share`` of the training rows, or all there are,
     which is said. InputError where the replayed rows cannot be used."""
     plain = {"train": options.replay, "replay": None, "validation": None, "test": None, "format": "auto"}
-    plain |= {"columns": {}, "template": None, "folder": None}
+    plain |= {"columns": {}, "template": None, "folder": None, "patch": None}
     found = load(options.model_copy(update=plain), task, generators=generators, seed=seed)
     wanted = max(1, round(len(own.train) * options.replay_share / (1 - options.replay_share)))
     taken = random.Random(f"replay {seed}").sample(found.train, min(wanted, len(found.train)))

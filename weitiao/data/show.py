@@ -1,6 +1,6 @@
 """``weitiao data show``: rows as the model gets them, token by token, and which tokens are trained.
 
-    weitiao data show rows.jsonl --model weitiao-tiny-zh --rows 3 --html rows.html
+    weitiao data show rows.jsonl --model weitiao-tiny-zh --rows 3 --html rows.html --check
 
 Trained tokens are green, the others dim; special tokens and white space are made visible. Where there are no colours
 (a pipe, a file), trained text stands in ⟦brackets⟧. The page written by ``--html`` needs nothing else to be read.
@@ -20,7 +20,7 @@ import typer
 
 from weitiao.data.rows import Chat, Row, Text
 from weitiao.data.spans import Marker, Rendered, encode_text
-from weitiao.errors import InputError, language, t
+from weitiao.errors import InputError, first_of, language, t
 from weitiao.runs import write_atomic
 
 if TYPE_CHECKING:
@@ -168,22 +168,24 @@ def verb(
     chat_template: Annotated[str | None, typer.Option(help="a Jinja file or a named template")] = None,
     tools: Annotated[str | None, typer.Option(help="a JSON file of tool schemas")] = None,
     html: Annotated[Path | None, typer.Option(help="also write a page to this file")] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="compare every row's training with its serving, token by token")
+    ] = False,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="leave bad rows out")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="one JSON object on stdout")] = False,
 ) -> None:
     """Show rows as the model gets them, and which tokens are trained."""
     from weitiao.config import build
-    from weitiao.data.render import Renderer
+    from weitiao.data.check import Checked
+    from weitiao.data.check import check as compared
     from weitiao.data.sources import DataOptions, read
-    from weitiao.models.load import load_tokenizer
-    from weitiao.weights.fetch import resolve
 
     options = {"train": str(file), "format": layout, "tools": tools, "skip_bad": skip_bad, "train_on": train_on}
     source = read(file, build(DataOptions, options))
-    chats = [row for row in source.rows if isinstance(row, Chat)]
-    calls = any(row.tools or any(message.calls for message in row.messages) for row in chats)
-    renderer = Renderer.of(load_tokenizer(resolve(model)), tools=calls, override=chat_template)
+    renderer = renderer_of(model, source.rows, chat_template)
     shown, problems = shown_rows(source.rows[:rows], renderer, train_on)
+    checked = compared(source.rows, renderer, train_on) if check else Checked()
+    problems += first_of(checked.problems)
     said = [*source.said, *renderer.said]
     for line in said:
         print(line, file=sys.stderr)
@@ -191,14 +193,32 @@ def verb(
         write_atomic(html, html_page(file.name, shown, said))
         print(html, file=sys.stderr)
     if as_json:
-        print(json.dumps(_report(file, len(source.rows), renderer, shown, said, problems), ensure_ascii=False))
+        report = _report(file, len(source.rows), renderer, shown, said, problems)
+        print(json.dumps(report | ({"check": vars(checked)} if check else {}), ensure_ascii=False))
     else:
         print_rows(shown)
         message = "{shown} of {rows} rows, {tokens} tokens, {trained} trained"
         counts = {"tokens": sum(row.count for row in shown), "trained": sum(row.trained for row in shown)}
         print(t(message, shown=min(rows, len(source.rows)), rows=len(source.rows), **counts))
+        if check:
+            message = "{turns} turns of {rows} rows, {tokens} tokens: {different} differ between training and serving"
+            counts = {"turns": checked.turns, "tokens": checked.tokens, "different": len(checked.problems)}
+            print(t(message, rows=len(source.rows), **counts))
     if problems:
         raise InputError(problems)
+
+
+def renderer_of(model: str, rows: Sequence[Row], template: str | None = None) -> Renderer:
+    """The renderer of a run, or of a model by name or folder, for ``rows`` with their tools."""
+    from weitiao.data.render import Renderer
+    from weitiao.models.load import load_tokenizer
+    from weitiao.runs import Run, is_run
+    from weitiao.weights import fetch
+
+    folder = Run.open(model).final if is_run(model) else fetch.resolve(model)
+    chats = [row for row in rows if isinstance(row, Chat)]
+    tools = any(chat.tools or any(message.calls for message in chat.messages) for chat in chats)
+    return Renderer.of(load_tokenizer(folder), tools=tools, override=template)
 
 
 def _report(

@@ -10,125 +10,40 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
-
-from pydantic import Field, field_validator, model_validator
+from typing import Any
 
 from weitiao import config
-from weitiao.config import Options, build
+from weitiao.config import build
 from weitiao.data.formats import Unreadable, format_of, records
-from weitiao.data.layouts import (
-    COLUMN_NAMES,
-    LABELLED,
-    LAYOUTS,
-    OPTIONAL_NAMES,
-    Layout,
-    detect,
-    normal_tools,
-    template_slots,
-)
+from weitiao.data.layouts import LABELLED, LAYOUTS, OPTIONAL_NAMES, Layout, detect, normal_tools, template_slots
+from weitiao.data.mix import mix
+from weitiao.data.options import DataOptions, SourceOptions
+from weitiao.data.patch import Patch
 from weitiao.data.rows import Chat, Row, Text
-from weitiao.data.split import split
+from weitiao.data.split import group_of, split
 from weitiao.data.turns import RowError
 from weitiao.errors import InputError, t
 
+__all__ = ["DataOptions", "Source", "Splits", "load", "problem_of", "read", "read_all", "scan"]
+
 GENERATE = "generate:"
+SETTING = re.compile(r"(?:data\.)?(\w+)(?:\.\w+)*=")
 DETECTED_FROM = 20
 SHOWN_BAD_ROWS = 20
 Generators = Mapping[str, Callable[[int], Iterable[Row]]]
 
 
-class DataOptions(Options):
-    """Where rows come from, what they mean, and how they become examples."""
-
-    train: str | list[str] | None = Field(default=None, description="files of training rows, or generate:NAME")
-    validation: float | str | None = Field(
-        default=0.1, description="share of the training rows, or a file; none: 0 or null"
-    )
-    test: float | str | None = Field(default=None, description="share of the training rows, or a file")
-    format: Literal[
-        "auto", "messages", "sharegpt", "alpaca", "prompt", "text", "labelled", "crosswoz",
-        "jsonl", "json", "csv", "tsv", "parquet", "txt",
-    ] = Field(default="auto", description="a layout of rows, or a kind of file; auto finds both")  # fmt: skip
-    columns: dict[str, str] = Field(default={}, description="the file's own column names: {prompt: 问题, answer: 回答}")
-    template: str | None = Field(
-        default=None, description="the prompt, with the row's columns in braces: 问：{question}"
-    )
-    folder: str | None = Field(default=None, description="the folder (or zip files) of format crosswoz")
-    tools: str | None = Field(
-        default=None, description="a JSON file of tool schemas for every conversation that brings none"
-    )
-    max_length: Literal["auto"] | int = Field(
-        default="auto", description="tokens of an example at most; auto takes the model's"
-    )
-    train_on: Literal["assistant", "last", "all"] = Field(default="assistant", description="whose tokens are trained")
-    replay: str | list[str] | None = Field(
-        default=None, description="general rows mixed in against forgetting: files, or generate:NAME"
-    )
-    replay_share: float = Field(
-        default=0.1, gt=0, lt=1, description="share of the mixed training rows that replayed ones make up"
-    )
-    skip_bad: bool = Field(default=False, description="leave bad rows out, with a count, instead of stopping")
-    allow_truncated: float = Field(default=0.01, ge=0, le=1, description="share of answers that max_length may cut")
-    chat_template: str | None = Field(
-        default=None, description="a Jinja file, or the name of a fallback, instead of the model's own"
-    )
-
-    @field_validator("validation", "test", mode="before")
-    @classmethod
-    def _share_as_text(cls, value: Any) -> Any:
-        """``data.validation=0.2`` on a command line is a share, not a file called 0.2."""
-        try:
-            return float(value) if isinstance(value, str) else value
-        except ValueError:
-            return value
-
-    @field_validator("validation", "test")
-    @classmethod
-    def _share_in_range(cls, value: float | str | None) -> float | str | None:
-        if isinstance(value, float) and not 0 <= value < 1:
-            raise ValueError(t("a share is at least 0 and less than 1"))
-        return value
-
-    @field_validator("max_length")
-    @classmethod
-    def _positive(cls, value: str | int) -> str | int:
-        if isinstance(value, int) and value < 1:
-            raise ValueError(t("at least 1 token"))
-        return value
-
-    @field_validator("columns")
-    @classmethod
-    def _known_columns(cls, value: dict[str, str]) -> dict[str, str]:
-        unknown = [name for name in value if name not in COLUMN_NAMES]
-        if unknown:
-            known = ", ".join(COLUMN_NAMES)
-            raise ValueError(t("unknown: {unknown}; known: {known}", unknown=", ".join(unknown), known=known))
-        return value
-
-    @field_validator("template")
-    @classmethod
-    def _well_formed(cls, value: str | None) -> str | None:
-        if value is not None and not template_slots(value):
-            raise ValueError(t("has no slot such as {question}, so every prompt would be the same"))
-        return value
-
-    @model_validator(mode="after")
-    def _shares_leave_something(self) -> DataOptions:
-        if sum(share for share in (self.validation, self.test) if isinstance(share, float)) >= 1:
-            raise ValueError(t("validation and test leave nothing to train on"))
-        return self
-
-
 @dataclass(frozen=True)
 class BadRow:
-    """A row that cannot be used: ``where`` is FILE:LINE."""
+    """A row that cannot be used: ``where`` is FILE:LINE, ``record`` what stands there (text, where it is no record)."""
 
     where: str
     reason: str
+    record: Any = None
 
     def __str__(self) -> str:
         return f"{self.where}: {self.reason}"
@@ -136,13 +51,16 @@ class BadRow:
 
 @dataclass(frozen=True)
 class Source:
-    """What one file holds: its rows, their layout (``format``), the line of each, and what a person should be told."""
+    """What one file holds: its rows, their layout (``format``), the line of each, and what a person should be told.
+    ``records`` are the file's own objects, row by row, where they were asked for."""
 
     rows: list[Row]
     format: str
     lines: list[int] = field(default_factory=list)
     said: list[str] = field(default_factory=list)
     bad: list[BadRow] = field(default_factory=list)
+    records: list[Any] = field(default_factory=list)
+    path: Path = Path()
 
 
 @dataclass(frozen=True)
@@ -161,36 +79,59 @@ class Splits:
 def read(path: str | Path, options: DataOptions, task: str = "") -> Source:
     """The rows of one file; those of task ``classify`` have labels. InputError names every bad row, FILE:LINE and why,
     unless ``options.skip_bad``."""
-    source = _scan(Path(path), options, _read_tools(options.tools), task)
+    patch = Patch.read(options.patch)
+    source = scan(Path(path), options, _read_tools(options.tools), task, patch)
     _refuse_bad([source], options.skip_bad)
+    if patch.problems:
+        raise InputError(patch.problems)
+    source.said.extend(patch.said)
     return source
 
 
-def _scan(path: Path, options: DataOptions, tools: tuple[Mapping[str, Any], ...], task: str) -> Source:
-    """The rows of one file, its bad ones collected."""
+def scan(
+    path: Path,
+    options: DataOptions,
+    tools: tuple[Mapping[str, Any], ...] = (),
+    task: str = "",
+    patch: Patch | None = None,
+    *,
+    keep: bool = False,
+    mend: Callable[[Any], Any] = lambda record: record,
+) -> Source:
+    """The rows of one file, its bad ones collected and not refused. ``patch`` edits the records, then ``mend`` what
+    stays of them; ``keep``: the source also has the records that its rows were made of."""
     _check_readable(path)
     format = format_of(path, options.format)
     missing = set(options.columns.items())
-    stream = _renamed(records(path, format), options, missing)
+    patch = patch or Patch()
+    found = ((line, mend(record)) for line, record in patch.applied(records(path, format)))
+    stream = _renamed(found, options, missing)
     first = list(itertools.islice(stream, DETECTED_FROM))
     if task == "classify" and options.format not in LAYOUTS:
         layout, said = Layout(LABELLED), list[str]()
     else:
-        layout, said = _layout(path, format, options, [record for _, record in first])
-    rows: list[Row] = []
-    lines: list[int] = []
-    bad: list[BadRow] = []
-    for line, record in itertools.chain(first, stream):
+        layout, said = _layout(path, format, options, [record for _, record, _ in first])
+    source = Source([], layout.name, said=said, path=path)
+    for line, record, own in itertools.chain(first, stream):
         where = f"{path}:{line}"
         try:
             if isinstance(record, Unreadable):
                 raise RowError(record.reason)
             row = layout.row(record, where)
         except RowError as error:
-            bad.append(BadRow(where, str(error)))
+            source.bad.append(BadRow(where, str(error), own.raw if isinstance(own, Unreadable) else own))
             continue
-        lines.append(line)
-        rows.append(replace(row, tools=tools) if tools and isinstance(row, Chat) and not row.tools else row)
+        source.lines.append(line)
+        source.rows.append(replace(row, tools=tools) if tools and isinstance(row, Chat) and not row.tools else row)
+        if keep:
+            source.records.append(own)
+    _say(path, options, layout, source, missing)
+    return source
+
+
+def _say(path: Path, options: DataOptions, layout: Layout, source: Source, missing: set[tuple[str, str]]) -> None:
+    """What a person should be told of one file; InputError where it has no rows, or none with a named column."""
+    rows, bad, said = source.rows, source.bad, source.said
     if not rows and not bad:
         raise InputError(t("{path}: the file has no rows", path=path))
     if missing and rows:
@@ -200,7 +141,18 @@ def _scan(path: Path, options: DataOptions, tools: tuple[Mapping[str, Any], ...]
         said.append(t("{path}: keys not used: {keys}", path=path, keys=", ".join(sorted(layout.unused))))
     if bad and options.skip_bad:
         said.append(t("{path}: {count} bad rows left out, {rows} kept", path=path, count=len(bad), rows=len(rows)))
-    return Source(rows, layout.name, lines, said, bad)
+
+
+def problem_of(record: Any, options: DataOptions, layout: str) -> str:
+    """What keeps a record from being a row of this layout; "" where nothing does."""
+    ((_, renamed, _),) = _renamed(iter([(1, record)]), options, set())
+    try:
+        if isinstance(renamed, Unreadable):
+            raise RowError(renamed.reason)
+        Layout(layout, options.template).row(renamed)
+    except RowError as error:
+        return str(error)
+    return ""
 
 
 def _check_readable(path: Path) -> None:
@@ -212,8 +164,9 @@ def _check_readable(path: Path) -> None:
 
 def _renamed(
     stream: Iterator[tuple[int, Any]], options: DataOptions, missing: set[tuple[str, str]]
-) -> Iterator[tuple[int, Any]]:
-    """Records with the columns of ``data.columns`` under our names; one that is a template's slot keeps its own too.
+) -> Iterator[tuple[int, Any, Any]]:
+    """(line, record with the columns of ``data.columns`` under our names, record as it is); a column that is a
+    template's slot keeps its own name too.
 
     A row may lack an optional column; ``missing`` keeps those that no row has had so far.
     """
@@ -221,7 +174,7 @@ def _renamed(
     taken = {own for own in options.columns.values() if own not in slots}
     for line, record in stream:
         if not isinstance(record, Mapping) or not options.columns:
-            yield line, record
+            yield line, record, record
             continue
         found = {(name, own) for name, own in options.columns.items() if own in record}
         missing -= found
@@ -229,10 +182,10 @@ def _renamed(
         if lacking:
             names = ", ".join(f"{own} (data.columns.{name})" for name, own in lacking)
             keys = ", ".join(map(str, record))
-            yield line, Unreadable(t("no column {names}; the row has {keys}", names=names, keys=keys))
+            yield line, Unreadable(t("no column {names}; the row has {keys}", names=names, keys=keys)), record
             continue
         kept = {key: value for key, value in record.items() if key not in taken}
-        yield line, kept | {name: record[own] for name, own in found}
+        yield line, kept | {name: record[own] for name, own in found}, record
 
 
 def _layout(path: Path, format: str, options: DataOptions, first: Sequence[Any]) -> tuple[Layout, list[str]]:
@@ -303,19 +256,21 @@ def arguments(words: Sequence[str], skip_bad: bool = False) -> tuple[list[str], 
     files: list[str] = []
     settings: list[str] = []
     for word in words:
-        key = word.partition("=")[0].removeprefix("data.").partition(".")[0]
-        is_setting = "=" in word and key in DataOptions.model_fields and not Path(word).exists()
+        key = SETTING.match(word)
+        is_setting = key is not None and key[1] in DataOptions.model_fields and not Path(word).exists()
         (settings if is_setting else files).append(word.removeprefix("data.") if is_setting else word)
     options = build(DataOptions, config.read({}, settings))
     return files, options.model_copy(update={"skip_bad": skip_bad or options.skip_bad})
 
 
-def read_all(files: Sequence[str], options: DataOptions) -> list[Source]:
-    """The sources of several files; one InputError with all that is wrong in any of them."""
-    found = _Files(options, {}, 0)
+def read_all(files: Sequence[str], options: DataOptions, *, keep: bool = False) -> list[Source]:
+    """The sources of several files; one InputError with all that is wrong in any of them. ``keep`` as for ``scan``."""
+    found = _Files(options, {}, 0, keep=keep)
     for name in files:
         found.rows(name)
     found.report()
+    if found.sources:
+        found.sources[-1].said.extend(found.patch.said)
     return found.sources
 
 
@@ -337,45 +292,66 @@ def load(options: DataOptions, task: str, *, generators: Generators | None = Non
         from weitiao.data import crosswoz
 
         return crosswoz.load(options, task, seed)
-    names = [options.train] if isinstance(options.train, str) else options.train
-    if not names:
+    if not options.sources:
         raise InputError(t("data.train: names nothing; give a file of rows, such as data.train=rows.jsonl"))
     files = _Files(options, generators or {}, seed, task)
-    train = [row for name in names for row in files.rows(name)]
+    drawn = [(place, row) for place, one in enumerate(options.sources) for row in files.rows(one.path)]
     held_out = {"validation": options.validation, "test": options.test}
     given = {part: files.rows(name) for part, name in held_out.items() if isinstance(name, str)}
     files.report()
     if task == "sft":
-        _refuse_texts([*train, *(row for rows in given.values() for row in rows)])
+        _refuse_texts([*(row for _, row in drawn), *(row for rows in given.values() for row in rows)])
     shares = {part: share for part, share in held_out.items() if isinstance(share, float) and share}
     said = files.said
     if shares:
         rest = 1 - sum(shares.values())
-        train, *parts = split(train, [rest, *shares.values()], seed=seed)
-        given |= dict(zip(shares, parts, strict=True))
+        drawn, *parts = split(drawn, [rest, *shares.values()], group=lambda pair: group_of(pair[1]), seed=seed)
+        given |= {name: [row for _, row in part] for name, part in zip(shares, parts, strict=True)}
         said += [t("{part}: none, there are too few rows to share", part=part) for part in shares if not given[part]]
-    return Splits(train, given.get("validation", []), given.get("test", []), said)
+    train, more = _mixed(drawn, options.sources, seed)
+    return Splits(train, given.get("validation", []), given.get("test", []), said + more)
+
+
+def _mixed(
+    drawn: Sequence[tuple[int, Row]], sources: Sequence[SourceOptions], seed: int
+) -> tuple[list[Row], list[str]]:
+    """The training rows with every source's repeat and weight, and what became of each source. What is held out is
+    taken before, so that nothing is measured twice."""
+    if all(one.repeat == 1 and one.weight is None for one in sources):
+        return [row for _, row in drawn], []
+    rows: list[list[Row]] = [[] for _ in sources]
+    for place, row in drawn:
+        rows[place].append(row)
+    mixed = mix(rows, sources, seed)
+    message = "{path}: {rows} rows, seen {times} times: {taken} of {all}"
+    total = sum(map(len, mixed))
+    said = [
+        t(message, path=one.path, rows=len(own), times=f"{len(got) / max(1, len(own)):.3g}", taken=len(got), all=total)
+        for one, own, got in zip(sources, rows, mixed, strict=True)
+    ]
+    return [row for part in mixed for row in part], said
 
 
 class _Files:
     """The sources of one recipe: read in turn, their problems told together."""
 
-    def __init__(self, options: DataOptions, generators: Generators, seed: int, task: str = ""):
-        self.options, self.generators, self.seed, self.task = options, generators, seed, task
+    def __init__(self, options: DataOptions, generators: Generators, seed: int, task: str = "", *, keep: bool = False):
+        self.options, self.generators, self.seed, self.task, self.keep = options, generators, seed, task, keep
         self.tools = _read_tools(options.tools)
+        self.patch = Patch.read(options.patch)
         self.sources: list[Source] = []
         self.problems: list[str] = []
 
     @property
     def said(self) -> list[str]:
-        return [line for source in self.sources for line in source.said]
+        return [line for source in self.sources for line in source.said] + self.patch.said
 
     def rows(self, name: str) -> list[Row]:
         try:
             if name.startswith(GENERATE):
                 source = self._generated(name)
             else:
-                source = _scan(Path(name), self.options, self.tools, self.task)
+                source = scan(Path(name), self.options, self.tools, self.task, self.patch, keep=self.keep)
         except InputError as error:
             self.problems += error.problems
             return []
@@ -395,8 +371,8 @@ class _Files:
             _refuse_bad(self.sources, self.options.skip_bad)
         except InputError as error:
             raise InputError([*self.problems, *error.problems]) from None
-        if self.problems:
-            raise InputError(self.problems)
+        if problems := [*self.problems, *self.patch.problems]:
+            raise InputError(problems)
 
 
 def _refuse_texts(rows: Sequence[Row]) -> None:

@@ -4,7 +4,8 @@
 
 A row's group (its dialogue; without one, its content, so that two equal rows are never torn apart) is hashed with the
 seed to a number in [0, 1), and the shares cut that interval. Only a part that would stay empty takes a group from the
-fullest.
+fullest; with strata, each of these is dealt by itself, so that a rare class is in every part. A row that would stay
+where it is whatever is added cannot also make counts exact: shares are met on average.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +22,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 from weitiao.data.rows import Row
-from weitiao.errors import InputError, t
+from weitiao.errors import InputError, first_of, t
 from weitiao.runs import write_atomic
 
 RowT = TypeVar("RowT")
@@ -49,24 +51,68 @@ def split(
     shares: Sequence[float] = SHARES,
     *,
     group: Callable[[Any], str] = group_of,
+    stratum: Callable[[Any], str] | None = None,
     seed: int = 0,
 ) -> list[list[RowT]]:
     """``rows`` in parts of about ``shares`` (which sum to 1), in their order, no group in two parts.
 
     Parts are filled by hash, so that adding rows moves none that are there. Where that leaves a part with a share
     empty, it takes the group nearest to its interval from the part with most groups: with as many groups as parts
-    none stays empty, and with fewer the first part does not. InputError if the shares are not shares.
+    none stays empty, and with fewer the first part does not. With a ``stratum`` (a class of rows; a group belongs to
+    that of most of its rows) this holds for every stratum. InputError if the shares are not shares.
     """
     if any(share < 0 for share in shares) or abs(sum(shares) - 1) > 1e-6:
         raise InputError(
             t("shares must be at least 0 and sum to 1, found {shares}", shares=", ".join(map(str, shares)))
         )
     keys = [group(row) for row in rows]
-    part_of = _deal({key: place_of(key, seed) for key in keys}, shares)
+    strata = _strata(keys, [stratum(row) if stratum else "" for row in rows])
+    part_of: dict[str, int] = {}
+    for members in strata.values():
+        part_of |= _deal({key: place_of(key, seed) for key in members}, shares)
     parts: list[list[RowT]] = [[] for _ in shares]
     for row, key in zip(rows, keys, strict=True):
         parts[part_of[key]].append(row)
     return parts
+
+
+def _strata(groups: Sequence[str], classes: Sequence[str]) -> dict[str, list[str]]:
+    """The groups of every stratum: a group's is the class of most of its rows."""
+    counts: dict[str, Counter[str]] = {}
+    for group, name in zip(groups, classes, strict=True):
+        counts.setdefault(group, Counter())[name] += 1
+    strata: dict[str, list[str]] = {}
+    for group, names in counts.items():
+        strata.setdefault(min(names, key=lambda name: (-names[name], name)), []).append(group)
+    return strata
+
+
+def together(rows: Sequence[Row]) -> Callable[[Row], str]:
+    """A group for each of ``rows``: its own, or where groups share a row, one for all that hang together."""
+    above: dict[str, str] = {}
+
+    def top(name: str) -> str:
+        while (higher := above.setdefault(name, name)) != name:
+            above[name] = name = above[higher]
+        return name
+
+    for row in rows:
+        one, two = top(group_of(row)), top(content_of(row))
+        least, most = sorted((one, two), key=lambda name: (not name.startswith("group:"), name))
+        above[most] = least
+    return lambda row: top(group_of(row))
+
+
+def leaks(parts: Sequence[Sequence[Row]]) -> list[tuple[Row, Row]]:
+    """Pairs of rows that say the same in two parts: one for every row of a later part that an earlier part has."""
+    first: dict[str, tuple[int, Row]] = {}
+    found = []
+    for number, part in enumerate(parts):
+        for row in part:
+            part_before, before = first.setdefault(content_of(row), (number, row))
+            if part_before != number:
+                found.append((before, row))
+    return found
 
 
 def _deal(places: dict[str, float], shares: Sequence[float]) -> dict[str, int]:
@@ -97,13 +143,19 @@ def verb(
     file: Annotated[str, typer.Argument(help="a file of rows")],
     settings: Annotated[list[str] | None, typer.Argument(help="data options, such as columns.group=对话")] = None,
     shares: Annotated[str, typer.Option(help="train:validation:test, or train:validation")] = "8:1:1",
+    stratify: Annotated[
+        str | None, typer.Option(metavar="KEY", help="every value of this key of the file in every part; or: calls")
+    ] = None,
+    join: Annotated[bool, typer.Option("--join", help="groups that share a row are dealt together")] = False,
+    allow_leakage: Annotated[
+        bool, typer.Option("--allow-leakage", help="a row that groups in two parts share is no error")
+    ] = False,
     seed: Annotated[int, typer.Option(help="another seed deals the dialogues another way")] = 0,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="leave bad rows out")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="one JSON object on stdout")] = False,
 ) -> None:
     """Write FILE's rows, as they are, to FILE.train.jsonl, .validation.jsonl and .test.jsonl beside it."""
-    from weitiao.data.formats import format_of, records
-    from weitiao.data.sources import arguments, read
+    from weitiao.data.sources import arguments, read_all
 
     files, options = arguments([file, *(settings or [])], skip_bad)
     if files != [file]:
@@ -113,23 +165,54 @@ def verb(
     targets = [path.with_name(f"{path.stem}.{part}.jsonl") for part in PARTS[: len(parts)]]
     if held := [str(target) for target in targets if target.exists()]:
         raise InputError(t("{files}: exist already, and nothing is overwritten", files=", ".join(held)))
-    source = read(path, options)
+    (source,) = read_all(files, options, keep=True)
     for line in source.said:
         print(line, file=sys.stderr)
-    numbered = list(zip(source.lines, source.rows, strict=True))
-    dealt = split(numbered, parts, group=lambda pair: group_of(pair[1]), seed=seed)
-    part_of = {line: part for part, pairs in enumerate(dealt) for line, _ in pairs}
-    texts: list[list[str]] = [[] for _ in parts]
-    for line, record in records(path, format_of(path, options.format)):
-        if line in part_of:
-            texts[part_of[line]].append(json.dumps(record, ensure_ascii=False, default=str) + "\n")
-    for target, lines in zip(targets, texts, strict=True):
+    group = together(source.rows) if join else group_of
+    stratum = _stratum(path, stratify, source.records) if stratify else None
+    pairs = list(zip(source.rows, source.records, strict=True))
+    dealt = split(pairs, parts, group=lambda pair: group(pair[0]), stratum=stratum, seed=seed)
+    if not allow_leakage:
+        _refuse_leaks(leaks([[row for row, _ in part] for part in dealt]))
+    for target, part in zip(targets, dealt, strict=True):
+        lines = (json.dumps(record, ensure_ascii=False, default=str) + "\n" for _, record in part)
         write_atomic(target, "".join(lines))
     if as_json:
-        print(json.dumps({str(target): len(lines) for target, lines in zip(targets, texts, strict=True)}))
+        print(json.dumps({str(target): len(part) for target, part in zip(targets, dealt, strict=True)}))
         return
-    for target, lines in zip(targets, texts, strict=True):
-        print(f"{target}\t{len(lines)}")
+    for target, part in zip(targets, dealt, strict=True):
+        print(f"{target}\t{len(part)}")
+        for name, count in sorted(Counter(map(stratum, part)).items()) if stratum else ():
+            print(f"  {stratify}={name}\t{count}")
+
+
+def _stratum(path: Path, key: str, records: Sequence[Any]) -> Callable[[tuple[Row, Any]], str]:
+    """What a pair of row and record belongs to by ``key``; InputError if no record has it."""
+    if key == "calls":
+        return lambda pair: " ".join(sorted({call.name for m in getattr(pair[0], "messages", ()) for call in m.calls}))
+    if not any(key in record for record in records):
+        keys = ", ".join(dict.fromkeys(name for record in records[:20] for name in record))
+        raise InputError(
+            t("{path}: no row has the key {key} (--stratify); there are {keys}", path=path, key=key, keys=keys)
+        )
+
+    def value(pair: tuple[Row, Any]) -> str:
+        found = pair[1].get(key)
+        return found if isinstance(found, str) else json.dumps(found, ensure_ascii=False, sort_keys=True)
+
+    return value
+
+
+def _refuse_leaks(found: Sequence[tuple[Row, Row]]) -> None:
+    """InputError that names the groups which share a row and were dealt to different parts."""
+    if not found:
+        return
+    message = "{first} (group {one}) says the same as {second} (group {two}), in another part"
+    problems = [
+        t(message, first=first.id, one=first.group, second=second.id, two=second.group) for first, second in found
+    ]
+    mend = t("--join deals groups that share a row together; --allow-leakage leaves them as they are")
+    raise InputError([*first_of(problems), mend])
 
 
 def _shares(text: str) -> list[float]:

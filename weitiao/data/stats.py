@@ -1,8 +1,9 @@
 """Statistics of rows: how long they are, which are twice there, how much is trained, and what a max_length would cut.
 
-    weitiao data stats train.jsonl validation.jsonl --model weitiao-tiny-zh
+    weitiao data stats train.jsonl validation.jsonl --model weitiao-tiny-zh --html stats.html
 
-Without a model lengths are counted in characters; with one also in its tokens, as training would see them.
+Without a model lengths are counted in characters; with one also in its tokens, as training would see them. Several
+files are taken for the parts of one split: a row that is, or almost is, in two of them is a leak.
 """
 
 from __future__ import annotations
@@ -11,16 +12,21 @@ import hashlib
 import json
 import math
 import sys
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import combinations
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from weitiao.data import balance
+from weitiao.data.near import THRESHOLD, Index, Near, index, near
 from weitiao.data.rows import Chat, Pair, Row, Text, text_of
 from weitiao.data.sources import Source, arguments, read_all
 from weitiao.data.split import content_of
-from weitiao.errors import InputError, t
+from weitiao.errors import InputError, first_of, t
+from weitiao.runs import write_atomic
 
 if TYPE_CHECKING:
     from weitiao.data.render import Renderer
@@ -29,6 +35,7 @@ ROWS_AT_ONCE = 256
 FENCE = 1.5  # Tukey's fences: an outlier is further than this many interquartile ranges from the quartiles
 MEAN_FACTOR = 1.5
 CUT_SHARE = 0.01
+SHOWN_PAIRS = 20
 
 
 def lengths(values: Sequence[int]) -> dict[str, float]:
@@ -76,22 +83,64 @@ def _cuts(values: Sequence[int], limit: int) -> dict[str, float]:
     return {"cut_rows": len(over), "cut_share": round(len(over) / len(values), 4), "cut_tokens": sum(over)}
 
 
-def stats(source: Source, renderer: Renderer | None = None, train_on: str = "assistant") -> dict[str, Any]:
-    """What is in one source. With a ``renderer`` also tokens, the share of them that is trained, and max_lengths.
+def stats(
+    source: Source,
+    renderer: Renderer | None = None,
+    train_on: str = "assistant",
+    *,
+    max_length: int | None = None,
+    threshold: float = THRESHOLD,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """What is in one source. With a ``renderer`` also tokens, the share of them that is trained, and max_lengths: two
+    that are suggested, and ``max_length`` itself if it is given.
 
-    ``duplicates`` are rows that say exactly what an earlier row says.
+    ``duplicates`` are rows that say exactly what an earlier row says; ``near_duplicates`` those of the others that are
+    at least ``threshold`` like an earlier one (not sought at 0), of which ``near`` has the first pairs.
     """
     rows = source.rows
+    once = _once(rows)
+    alike = near(index([rows[place] for place in once], seed), threshold=threshold) if threshold else []
     found: dict[str, Any] = {
         "layout": source.format,
         "rows": len(rows),
         "bad_rows": len(source.bad),
         "turns": sum(_turns(row) for row in rows),
+        "turns_of_rows": dict(sorted(Counter(map(_turns, rows)).items())),
         "calls": sum(len(message.calls) for row in rows if isinstance(row, Chat) for message in row.messages),
-        "duplicates": len(rows) - len(_contents(rows)),
+        "duplicates": len(rows) - len(once),
+        "near_duplicates": len(alike),
+        "near": [
+            {"row": _name(source, once[one.row]), "like": _name(source, once[one.like]), "similarity": _rounded(one)}
+            for one in alike[:SHOWN_PAIRS]
+        ],
         "characters": lengths([len(text_of(row)) for row in rows]),
+        "outliers": len(rows) - len(without_outliers([len(text_of(row)) for row in rows])),
+        "scripts": balance.scripts(rows),
+        "labels": balance.labels(rows),
+        "slots": balance.slots(rows),
     }
-    return found | (_tokens(rows, renderer, train_on) if renderer else {})
+    return found | (_tokens(rows, renderer, train_on, max_length) if renderer else {})
+
+
+def _name(source: Source, place: int) -> str:
+    return source.rows[place].id or f"{place + 1}"
+
+
+def _rounded(one: Near) -> float:
+    return round(one.similarity, 3)
+
+
+def _once(rows: Sequence[Row]) -> list[int]:
+    """The places of rows that say what no earlier row says."""
+    seen: dict[bytes, int] = {}
+    for place, row in enumerate(rows):
+        seen.setdefault(_content(row), place)
+    return list(seen.values())
+
+
+def _content(row: Row) -> bytes:
+    return hashlib.sha256(content_of(row).encode("utf-8", "surrogatepass")).digest()[:16]
 
 
 def _turns(row: Row) -> int:
@@ -101,10 +150,10 @@ def _turns(row: Row) -> int:
 
 
 def _contents(rows: Iterable[Row]) -> set[bytes]:
-    return {hashlib.sha256(content_of(row).encode("utf-8", "surrogatepass")).digest()[:16] for row in rows}
+    return {_content(row) for row in rows}
 
 
-def _tokens(rows: Sequence[Row], renderer: Renderer, train_on: str) -> dict[str, Any]:
+def _tokens(rows: Sequence[Row], renderer: Renderer, train_on: str, max_length: int | None) -> dict[str, Any]:
     """Token lengths and trained tokens of the examples that training would make of ``rows``."""
     from rich.console import Console
     from rich.progress import track
@@ -132,7 +181,10 @@ def _tokens(rows: Sequence[Row], renderer: Renderer, train_on: str) -> dict[str,
         "tokens": lengths(sizes),
         "trained_tokens": trained,
         "trained_share": round(trained / max(1, sum(sizes)), 4),
-        "max_length": suggest(sizes),
+        "max_length": [
+            *suggest(sizes),
+            *([{"rule": "asked", "max_length": max_length, **_cuts(sizes, max_length)}] if max_length else []),
+        ],
     }
 
 
@@ -140,6 +192,31 @@ def overlap(sources: Sequence[Source]) -> list[tuple[int, int, int]]:
     """(first, second, rows): how many different rows of one source say exactly what a row of another says."""
     contents = [_contents(source.rows) for source in sources]
     return [(a, b, len(contents[a] & contents[b])) for a, b in combinations(range(len(sources)), 2)]
+
+
+def leaks(sources: Sequence[Source], threshold: float = THRESHOLD, seed: int = 0) -> list[dict[str, Any]]:
+    """What two sources have in common, for each pair of which the first is to be learnt: ``rows``, which stand in both
+    word for word, ``near`` rows of the second that are much like one of the first, and the first ``pairs`` of either.
+    """
+    contents = [{_content(row): place for place, row in reversed(list(enumerate(one.rows)))} for one in sources]
+    indices: list[Index] = [index(one.rows, seed) for one in sources] if threshold and len(sources) > 1 else []
+    found = []
+    for a, b, rows in overlap(sources):
+        same = {place: contents[a][key] for key, place in contents[b].items() if key in contents[a]}
+        alike = near(indices[b], indices[a], threshold) if threshold else []
+        alike = [one for one in alike if _content(sources[b].rows[one.row]) not in contents[a]]
+        pairs = [
+            *(
+                {"row": _name(sources[b], two), "like": _name(sources[a], one), "similarity": 1.0}
+                for two, one in sorted(same.items())
+            ),
+            *(
+                {"row": _name(sources[b], one.row), "like": _name(sources[a], one.like), "similarity": _rounded(one)}
+                for one in alike
+            ),
+        ]
+        found.append({"first": a, "second": b, "rows": rows, "near": len(alike), "pairs": pairs[:SHOWN_PAIRS]})
+    return found
 
 
 # ---- the verb --------------------------------------------------------------------------------------------------------
@@ -150,111 +227,62 @@ def verb(
         list[str], typer.Argument(metavar="FILE...", help="files of rows, and data options (train_on=last)")
     ],
     model: Annotated[str | None, typer.Option(help="a model or a run whose tokenizer counts tokens")] = None,
+    threshold: Annotated[
+        float, typer.Option("--near", min=0, max=1, help="how alike near duplicates are; 0 does not look for them")
+    ] = THRESHOLD,
+    seed: Annotated[int, typer.Option(min=0, help="seed of the search for near duplicates")] = 0,
+    allow_leakage: Annotated[
+        bool, typer.Option("--allow-leakage", help="rows in two of the files are no error")
+    ] = False,
+    html: Annotated[Path | None, typer.Option(help="also write a page with plots to this file")] = None,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="leave bad rows out")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="one JSON object on stdout")] = False,
 ) -> None:
-    """Lengths, duplicates and overlap of FILEs; with --model tokens, what is trained, and what max_length would cut."""
+    """Lengths, balance, duplicates and overlap of FILEs; with --model tokens, what is trained, what max_length cuts."""
+    from weitiao.data import stats_report
+    from weitiao.data.show import renderer_of
+
     files, options = arguments(words, skip_bad)
     if not files:
         raise InputError(t("name at least one file of rows"))
     sources = read_all(files, options)
-    renderer = _renderer(model, sources, options.chat_template) if model else None
+    rows = [row for source in sources for row in source.rows]
+    renderer = renderer_of(model, rows, options.chat_template) if model else None
     for line in [*(line for source in sources for line in source.said), *(renderer.said if renderer else [])]:
         print(line, file=sys.stderr)
+    limit = options.max_length if isinstance(options.max_length, int) else None
     found = [
-        {"file": name, **stats(source, renderer, options.train_on)} for name, source in zip(files, sources, strict=True)
+        {
+            "file": name,
+            **stats(source, renderer, options.train_on, max_length=limit, threshold=threshold, seed=seed),
+        }
+        for name, source in zip(files, sources, strict=True)
     ]
-    common = [{"files": [files[a], files[b]], "rows": rows} for a, b, rows in overlap(sources)]
+    common = [
+        {"files": [files[leak.pop("first")], files[leak.pop("second")]], **leak}
+        for leak in leaks(sources, threshold, seed)
+    ]
     if as_json:
         print(json.dumps({"files": found, "overlap": common}, ensure_ascii=False))
     else:
-        _print(found, common)
+        stats_report.show(found, common)
+    if html is not None:
+        sizes = [[len(text_of(row)) for row in source.rows] for source in sources]
+        write_atomic(html, stats_report.html_page(found, common, sizes))
+        print(html, file=sys.stderr)
+    if not allow_leakage:
+        _refuse_leaks(common)
 
 
-def _renderer(model: str, sources: Sequence[Source], template: str | None) -> Renderer:
-    """The renderer of a run, or of a model by name or folder."""
-    from weitiao.data.render import Renderer
-    from weitiao.models.load import load_tokenizer
-    from weitiao.runs import Run, is_run
-    from weitiao.weights import fetch
-
-    folder = Run.open(model).final if is_run(model) else fetch.resolve(model)
-    chats = [row for source in sources for row in source.rows if isinstance(row, Chat)]
-    tools = any(chat.tools or any(message.calls for message in chat.messages) for chat in chats)
-    return Renderer.of(load_tokenizer(folder), tools=tools, override=template)
-
-
-def _print(found: Sequence[dict[str, Any]], common: Sequence[dict[str, Any]]) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("", *(entry["file"] for entry in found), box=box.SIMPLE_HEAD)
-    for column in table.columns[1:]:
-        column.justify, column.overflow = "right", "fold"
-    for key, name in _names().items():
-        if any(key in entry for entry in found):
-            table.add_row(name, *(_shown(entry.get(key)) for entry in found))
-    for unit, unit_name in _units().items():
-        if any(unit in entry for entry in found):
-            table.add_section()
-            for measure, name in _measures().items():
-                cells = [_shown(entry[unit][measure]) if unit in entry else "" for entry in found]
-                table.add_row(f"{unit_name}: {name}", *cells)
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=max(120, 40 + 30 * len(found)))
-    console.print(table)
-    for entry in found:
-        for rule in entry.get("max_length", ()):
-            message = "{file}: max_length {limit} ({rule}) cuts {rows} rows ({share:.2%}), {tokens} tokens"
-            values = {"limit": rule["max_length"], "rows": rule["cut_rows"], "share": rule["cut_share"]}
-            print(t(message, file=entry["file"], rule=_rules()[rule["rule"]], tokens=rule["cut_tokens"], **values))
-    for pair in common:
-        print(
-            t(
-                "{rows} rows are both in {first} and in {second}",
-                rows=pair["rows"],
-                first=pair["files"][0],
-                second=pair["files"][1],
-            )
-        )
-
-
-def _shown(value: object) -> str:
-    if isinstance(value, float):
-        return f"{value:,.2f}"
-    return f"{value:,}" if isinstance(value, int) else ""
-
-
-def _names() -> dict[str, str]:
-    return {
-        "rows": t("rows"),
-        "bad_rows": t("bad rows left out"),
-        "turns": t("turns"),
-        "calls": t("calls"),
-        "duplicates": t("exact duplicates"),
-        "refused_by_template": t("refused by the chat template"),
-        "trained_tokens": t("trained tokens"),
-        "trained_share": t("share of tokens that is trained"),
-    }
-
-
-def _units() -> dict[str, str]:
-    return {"characters": t("characters"), "tokens": t("tokens")}
-
-
-def _measures() -> dict[str, str]:
-    return {
-        "sum": t("sum"),
-        "min": t("shortest"),
-        "median": t("median"),
-        "mean": t("mean"),
-        "p95": t("95th percentile"),
-        "p99": t("99th percentile"),
-        "max": t("longest"),
-    }
-
-
-def _rules() -> dict[str, str]:
-    return {"typical": t("1.5 × the mean without outliers"), "p99": t("cuts at most 1 %")}
+def _refuse_leaks(common: Sequence[dict[str, Any]]) -> None:
+    """InputError that names what two files have in common."""
+    problems = []
+    for leak in common:
+        pairs = [f"{pair['row']} = {pair['like']} ({pair['similarity']:.2f})" for pair in leak["pairs"]]
+        if pairs:
+            first, second = leak["files"]
+            message = "{second} leaks into {first}: {rows} rows are in both, {near} more almost are"
+            problems.append(t(message, first=first, second=second, rows=leak["rows"], near=leak["near"]))
+            problems += first_of(pairs, 5)
+    if problems:
+        raise InputError([*problems, t("leave those rows out (weitiao data clean --against), or --allow-leakage")])

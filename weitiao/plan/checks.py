@@ -45,7 +45,7 @@ class Sections(Protocol):
 def absent(recipe: Sections, generators: Iterable[str]) -> Iterator[tuple[str, str]]:
     """Files and folders that the recipe names and that are not there."""
     data, known = recipe.data, list(generators)
-    names = [data.train] if isinstance(data.train, str) else data.train or []
+    names = [source.path for source in data.sources]
     if data.format == "crosswoz":
         if problem := crosswoz.missing(data.folder, crosswoz.part_of(recipe.task.name)):
             yield "data.folder", problem
@@ -64,6 +64,7 @@ def absent(recipe: Sections, generators: Iterable[str]) -> Iterator[tuple[str, s
         "data.validation": data.validation,
         "data.test": data.test,
         "data.tools": data.tools,
+        "data.patch": data.patch,
         "model.config": model.config,
         "model.tokenizer": model.tokenizer,
     }

@@ -1,0 +1,330 @@
+"""Augmentation: rules keep every call true, an endpoint that misbehaves loses nothing, and no key is written."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+
+from weitiao.cli import main
+from weitiao.data.augment import by_rules
+from weitiao.data.augment_rules import RULES, numeral, words
+from weitiao.data.documents import asked, pieces
+from weitiao.data.endpoint import Endpoint, EndpointOptions, Reply
+from weitiao.data.rewrite import questions, rewritten
+from weitiao.data.rows import Call, Chat, Message
+from weitiao.data.sources import DataOptions, read
+from weitiao.data.truth import differences, place_of, wanted
+from weitiao.errors import RunError
+
+KEY = "sk-this-is-secret"
+
+
+def demo_rows(count: int, seed: int = 0) -> list[Chat]:
+    from weitiao.demo.database import Database
+    from weitiao.demo.dialogues import dialogues
+
+    return list(dialogues(Database.build(0), "train", count, seed))
+
+
+def plain(question: str, **arguments: Any) -> Chat:
+    result = json.dumps({"hotels": [{"名称": "云海酒店", "电话": "010-1234", "评分": 4.5}]}, ensure_ascii=False)
+    return Chat(
+        (
+            Message("user", question),
+            Message("assistant", calls=(Call("search_hotels", arguments),)),
+            Message("tool", result, name="search_hotels"),
+            Message("assistant", "为您找到云海酒店。"),
+        ),
+        id="row",
+    )
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_every_new_row_is_true_by_running_its_calls(seed: int):
+    from weitiao.demo.tools import toolset
+
+    rows, functions = demo_rows(40, seed), toolset()
+    made = by_rules(rows, 3, seed, functions)
+    assert len(made.records) > 50 and set(made.used) >= {"facilities", "typos", "goodbye", "follow_up"}
+    assert made.records == by_rules(rows, 3, seed, functions).records
+    by_group = {row.group: row for row in rows}
+    for record in made.records:
+        before = by_group[record["group"]]
+        calls = [c["function"] for m in record["messages"] for c in m.get("tool_calls", [])]
+        old = [call for message in before.messages for call in message.calls]
+        assert len(calls) == len(old)
+        for new, call in zip(calls, old, strict=True):
+            ours, theirs = functions[new["name"]](**new["arguments"]), functions[call.name](**call.arguments)
+            assert ours == theirs
+        results = [m["content"] for m in record["messages"] if m["role"] == "tool"]
+        assert results == [m.content for m in before.messages if m.role == "tool"]
+
+
+def test_each_rule_by_itself():
+    row = plain("请问，有停车场的，400-500元，评分4.5分以上", facilities=["停车场"], price_range_lower=400,
+                price_range_upper=500, rating_range_lower=4.5)  # fmt: skip
+    for name in ("facilities", "amounts", "order", "homophones", "follow_up", "goodbye", "typos"):
+        only = {other: float(other == name) for other in RULES}
+        texts = {r["messages"][0]["content"] for s in range(30) for r in by_rules([row], 1, s, None, only).records}
+        assert texts, name
+        assert name in ("follow_up", "goodbye") or row.messages[0].content not in texts
+    made = by_rules([row], 1, 0, None, {name: float(name == "follow_up") for name in RULES}).records[0]["messages"]
+    assert made[-1]["content"] in ("云海酒店的电话是010-1234。", "云海酒店的评分是4.5。")
+    farewell = {name: float(name == "goodbye") for name in RULES}
+    assert len(by_rules([plain(f"找{i}", name=str(i)) for i in range(9)], 1, 0, None, farewell).records) == 9
+
+
+def test_noise_leaves_values_and_what_is_not_said_literally_alone():
+    said = plain("想去能停车的，价格500元以下的酒店", facilities=["停车场"], price_range_upper=500)
+    noise = {name: float(name in ("typos", "homophones", "order")) for name in RULES}
+    assert not by_rules([said], 5, 0, None, noise).records
+    literal = plain("麻烦推荐带停车场的酒店，最好便宜一些", facilities=["停车场"])
+    made = by_rules([literal], 20, 0, None, noise).records
+    assert made and all("停车场" in record["messages"][0]["content"] for record in made)
+
+
+def test_a_phrase_belongs_to_one_value():
+    phrases = [phrase for some in words()["phrases"].values() for phrase in some]
+    assert len(phrases) == len(set(phrases))
+    assert not set(phrases) & set(words()["phrases"])
+
+
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [
+        (400, "四百"),
+        (450, "四百五十"),
+        (405, "四百零五"),
+        (1000, "一千"),
+        (1050, "一千零五十"),
+        (15, "十五"),
+        (10, "十"),
+    ],
+)
+def test_numerals(number: int, said: str):
+    assert numeral(number) == said
+
+
+def test_what_is_not_true_any_more_is_named():
+    before = plain("400元以下，有停车场的", price_range_upper=400, facilities=["停车场"])
+    lost = Chat((Message("user", "便宜的，有停车场的"), *before.messages[1:]))
+    assert differences(before, lost) == ["message 1 no longer says 400"]
+    assert differences(before, lost, said={"400": "便宜"}) == []
+    other = Chat((before.messages[0], Message("assistant", calls=(Call("search_hotels", {}),)), *before.messages[2:]))
+    assert differences(before, other) == ["search_hotels cannot be run here, and has other arguments"]
+    assert "another result" in differences(before, other, {"search_hotels": lambda **a: len(a)})[0]
+    assert place_of("400", "1400元") == -1 and place_of("4", "4.5分") == -1 and place_of("4.5", "要4.5分。") == 1
+
+
+class Stub(BaseHTTPRequestHandler):
+    """Speaks the protocol, and misbehaves as the server's seed has it."""
+
+    def do_POST(self) -> None:
+        server: Any = self.server
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        with server.lock:
+            server.keys.add(self.headers.get("Authorization"))
+            server.asked.append(body["messages"][-1]["content"])
+            server.under_way += 1
+            server.most = max(server.most, server.under_way)
+            patient = server.asked.count(server.asked[-1]) > 3  # then it behaves, however slow the machine is
+            fault = "none" if patient and len(server.faults) > 1 else server.random.choice(server.faults)
+        try:
+            self.answer(fault, body)
+        finally:
+            with server.lock:
+                server.under_way -= 1
+
+    def answer(self, fault: str, body: dict[str, Any]) -> None:
+        server: Any = self.server
+        if fault == "slow":
+            time.sleep(1.5)
+        if fault in ("429", "500", "401"):
+            self.send_response(int(fault))
+            if fault == "429":
+                self.send_header("Retry-After", "0.05")
+            self.end_headers()
+            self.wfile.write(b"no")
+            return
+        text = server.reply(body["messages"][-1]["content"])
+        found = {"choices": [{"message": {"role": "assistant", "content": text}}]}
+        found["usage"] = {"prompt_tokens": 10, "completion_tokens": 5}
+        raw = b"<html>busy</html>" if fault == "not JSON" else json.dumps(found).encode()
+        self.send_response(200)
+        self.end_headers()
+        with contextlib.suppress(OSError):  # whoever asked may have given up
+            self.wfile.write(raw[: len(raw) // 2] if fault == "cut" else raw)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def stub() -> Iterator[Any]:
+    server: Any = ThreadingHTTPServer(("127.0.0.1", 0), Stub)
+    server.lock, server.keys, server.asked, server.random = threading.Lock(), set(), [], Random(0)
+    server.under_way = server.most = 0
+    server.faults, server.reply = ["none"], lambda prompt: "好"
+    server.url = f"http://127.0.0.1:{server.server_port}/v1"
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def prompts(count: int) -> list[list[dict[str, str]]]:
+    return [[{"role": "user", "content": f"问题 {number}"}] for number in range(count)]
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_an_endpoint_that_misbehaves_loses_nothing(seed: int, stub: Any, tmp_path: Path, monkeypatch: Any):
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.setattr("weitiao.data.endpoint.LONGEST_WAIT", 0.05)
+    stub.random, stub.faults = Random(seed), ["none", "none", "none", "429", "500", "not JSON", "cut", "slow"]
+    stub.reply = lambda prompt: f"答 {prompt}"
+    options = EndpointOptions(url=stub.url, model="m", retries=30, timeout=1.0, concurrency=4, price_in=1e6)
+    endpoint = Endpoint(options, tmp_path / "kept.jsonl")
+    replies = endpoint.ask(prompts(30))
+    assert [reply.text for reply in replies] == [f"答 问题 {number}" for number in range(30)]
+    assert endpoint.count.requests > 30 and endpoint.count.failed == 0 and stub.most <= 4 + 30
+    assert endpoint.count.tokens_in == 300 and endpoint.cost() == 300 and stub.keys == {f"Bearer {KEY}"}
+    assert KEY not in (tmp_path / "kept.jsonl").read_text(encoding="utf-8")
+    raw = (tmp_path / "kept.jsonl").read_bytes()
+    (tmp_path / "kept.jsonl").write_bytes(raw[:-9])  # as a kill leaves it
+    stub.faults, stub.asked = ["none"], []
+    again = Endpoint(options, tmp_path / "kept.jsonl")
+    assert again.ask(prompts(31))[:30] == replies
+    assert (again.count.requests, again.count.kept) == (2, 29)
+
+
+def test_what_an_endpoint_refuses_for_good_stops_at_once(stub: Any, tmp_path: Path):
+    stub.faults = ["401"]
+    with pytest.raises(RunError, match="environment variable OPENAI_API_KEY"):
+        Endpoint(EndpointOptions(url=stub.url, model="m"), tmp_path / "kept.jsonl").ask(prompts(50))
+    assert len(stub.asked) < 20
+    stub.faults = ["500"]
+    endpoint = Endpoint(EndpointOptions(url=stub.url, model="m", retries=1), tmp_path / "kept.jsonl")
+    assert endpoint.ask(prompts(1)) == [Reply("", "HTTP 500")] and endpoint.count.failed == 1
+
+
+CHAT = plain("400元以下，有停车场的", price_range_upper=400, facilities=["停车场"])
+
+
+@pytest.mark.parametrize(
+    ("reply", "problem"),
+    [
+        ('["要能停车场，400元封顶"]', ""),
+        ('```json\n["停车场得有，价钱别超400元"]\n```', ""),
+        ("好的，这就改写。", "not a JSON list"),
+        ('["a", "b"]', "2 turns, not 1"),
+        ('["400元以下， 有停车场的！"]', "a copy"),
+        ('["便宜些，有停车场的"]', "no longer says 400"),
+        ('["300到400元，有停车场的"]', "says 300"),
+        ('["1400元以下，有停车场的"]', "no longer says 400"),
+        ('[" "]', "an empty turn"),
+        ('["400元，停车场' + "啊" * 100 + '"]', "characters for"),
+    ],
+)
+def test_which_rewritings_are_believed(reply: str, problem: str):
+    made, problems = rewritten(CHAT, reply)
+    assert (made is not None) == (not problem) and problem in "; ".join(problems)
+    assert made is None or wanted(made) == wanted(CHAT)
+
+
+def test_the_verb_rewrites_and_keeps_what_it_does_not_believe(stub: Any, tmp_path: Path, capsys: Any, monkeypatch: Any):
+    monkeypatch.setenv("MY_KEY", KEY)
+    file, output = tmp_path / "rows.jsonl", tmp_path / "new.jsonl"
+    rows = [{"question": f"第{i}家几点开门？", "answer": "八点。"} for i in range(6)]
+    file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+
+    def reply(prompt: str) -> str:
+        number = next(i for i in range(6) if f"第{i}家" in prompt)
+        return "抱歉，我不能。" if number == 3 else json.dumps([f"请问第{number}家什么时候开始营业呢？"])
+
+    stub.reply = reply
+    command = ["data", "augment", str(file), "--by", "rewrite", "--endpoint", stub.url, "--rewriter", "m"]
+    command += ["--key-variable", "MY_KEY", "--output", str(output), "--originals", "--json"]
+    assert main(command) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["originals"], report["new"], report["rejected"]) == (6, 5, 1)
+    assert report["endpoint"]["tokens_out"] == 30
+    new = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
+    assert [row["group"] for row in new[6:]] == [row["group"] for row in new[:6] if "第3家" not in str(row)]
+    assert len(read(output, DataOptions()).rows) == 11
+    assert "抱歉" in (tmp_path / "new.rejects.jsonl").read_text(encoding="utf-8")
+    asked_before = len(stub.asked)
+    assert main([*command, "--overwrite"]) == 0 and len(stub.asked) == asked_before
+    assert all(KEY not in path.read_text(encoding="utf-8") for path in tmp_path.iterdir())
+    capsys.readouterr()
+    assert (
+        main(
+            ["data", "augment", str(file), "--output", str(output), "--overwrite", "--rule", "x=1", "--rule", "typos=2"]
+        )
+        == 2
+    )
+    assert capsys.readouterr().err.count("--rule") == 2
+
+
+MANUAL = """# 手册
+## 几点开门？
+每天早上八点开门，周一休息。
+
+```
+# 不是标题
+```
+## 退货
+七天之内，带上小票就能退货。超过七天不退。
+
+问：可以送货吗？
+答：三公里以内免费送货。
+"""
+
+
+def test_documents_are_cut_with_their_places_and_asked_questions_are_found(tmp_path: Path):
+    file = tmp_path / "manual.md"
+    file.write_text(MANUAL, encoding="utf-8")
+    found = list(pieces(file))
+    assert [piece.heading for piece in found] == ["手册 > 几点开门？", "手册 > 退货"]
+    lines = MANUAL.splitlines()
+    assert all(piece.text == "\n".join(lines[piece.lines[0] - 1 : piece.lines[1]]).strip() for piece in found)
+    assert [asked(piece)[0][0] for piece in found] == ["几点开门？", "可以送货吗？"]
+    long = tmp_path / "long.txt"
+    long.write_text("\n\n".join(f"第{i}段" + "字" * 90 for i in range(200)), encoding="utf-8")
+    cut = list(pieces(long))
+    assert sum(piece.text.count("段") for piece in cut) == 200 and max(len(piece.text) for piece in cut) < 2500
+
+
+def test_answers_that_the_text_does_not_bear_out_are_rejected(stub: Any, tmp_path: Path, capsys: Any):
+    pairs = [
+        ("怎么退货？", "七天之内，带上小票就能退货。"),
+        ("多少钱？", "退货要付20元。"),
+        ("可以换吗？", "不可以换颜色尺码哦亲"),
+    ]
+    pairs += [("本文说了什么？", "七天之内，带上小票就能退货。"), ("怎么退货", "带上小票就能退货。")]
+    reply = json.dumps([{"question": q, "answer": a} for q, a in pairs], ensure_ascii=False)
+    good, bad = questions(MANUAL, reply)
+    assert good == pairs[:1] and len(bad) == 4
+    file, output = tmp_path / "manual.md", tmp_path / "qa.jsonl"
+    file.write_text(MANUAL, encoding="utf-8")
+    stub.reply = lambda prompt: reply
+    words = ["data", "augment", str(file), "--by", "questions", "--output", str(output)]
+    assert main([*words, "--endpoint", stub.url]) == 0
+    rows = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
+    assert {row["prompt"] for row in rows} >= {"几点开门？", "可以送货吗？", "怎么退货？"}
+    assert all(row["source"]["file"] == str(file) and row["source"]["lines"] for row in rows)
+    assert len(read(output, DataOptions()).rows) == len(rows)
+    pdf = tmp_path / "x.pdf"
+    pdf.write_bytes(b"%PDF")
+    capsys.readouterr()
+    assert main(["data", "augment", str(pdf), "--by", "questions", "--output", str(output), "--overwrite"]) == 2
+    assert "pdftotext" in capsys.readouterr().err
