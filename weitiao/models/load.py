@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 from collections.abc import Collection
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
@@ -24,7 +23,7 @@ from weitiao.errors import InputError, say, t
 from weitiao.models import heads, shape
 from weitiao.models.heads import Head
 from weitiao.models.shape import quiet
-from weitiao.weights import fetch, icetext, inspect
+from weitiao.weights import fetch, icetext, inspect, tensors
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
@@ -126,18 +125,7 @@ def _open(folder: Path, dtype: Any, head: Head | None, seed: int) -> PreTrainedM
     with quiet(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
-            model, found = shape.auto_class(config).from_pretrained(
-                folder,
-                config=config,
-                dtype=dtype,
-                attn_implementation=attention(config),
-                trust_remote_code=False,
-                local_files_only=True,
-                output_loading_info=True,
-            )
-        except UnpicklingError as error:  # its own text advises to load the file unsafely
-            message = "{path}: the .bin file holds more than tensors, which could run code; it is refused"
-            raise InputError(t(message, path=folder)) from error
+            model, found = _opened(folder, config, dtype)
         except (OSError, RuntimeError, ValueError) as error:
             raise InputError(t("{path}: {reason}", path=folder, reason=" ".join(str(error).split()))) from error
     new = shape.read(config).head if head is not None and plain else frozenset()
@@ -149,6 +137,30 @@ def _open(folder: Path, dtype: Any, head: Head | None, seed: int) -> PreTrainedM
         say("{path}: {count} tensors of the file have no place in the model: {names}",
             path=folder, count=len(extra), names=_some(extra))  # fmt: skip
     return model.eval()
+
+
+def _opened(folder: Path, config: PretrainedConfig, dtype: Any) -> tuple[Any, dict[str, Any]]:
+    """transformers' own model, and what it says of the loading. Pickled tensors are given to it as they are mapped
+    here: it would call torch.load."""
+    from transformers import GenerationConfig
+
+    options: dict[str, Any] = {
+        "config": config,
+        "dtype": dtype,
+        "attn_implementation": attention(config),
+        "trust_remote_code": False,
+        "local_files_only": True,
+        "output_loading_info": True,
+    }
+    auto = shape.auto_class(config)
+    if any(file.suffix == ".safetensors" for file in inspect.weight_files(folder, [])):
+        return auto.from_pretrained(folder, **options)
+    config.name_or_path = str(folder)
+    kind = auto._model_mapping[type(config)]
+    model, found = kind.from_pretrained(None, state_dict=dict(tensors.read(folder)), **options)
+    if (folder / "generation_config.json").is_file() and model.can_generate():
+        model.generation_config = GenerationConfig.from_pretrained(folder)
+    return model, found
 
 
 def _some(names: list[str]) -> str:
