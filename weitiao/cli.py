@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Any, NamedTuple
 
-from weitiao.errors import InputError, WeitiaoError, t
+from weitiao.errors import InputError, WeitiaoError, redact, t
 
 GARBAGE = 100_000, 20, 20  # new objects between searches for cycles: at Python's 700 they take a second of the imports
 
@@ -109,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _fail(problems: str, code: int) -> int:
     """``error: …`` on stderr, a line for each problem."""
-    for line in problems.splitlines():
+    for line in redact(problems).splitlines():
         print(f"error: {line}", file=sys.stderr)
     return code
 

@@ -168,7 +168,7 @@ def _written(values: Mapping[str, Any]) -> str:
     """The recipe of one run as a file beside its folder."""
     path = Path(values["output"]).with_suffix(".yaml")
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, json.dumps(values, ensure_ascii=False, indent=1))  # JSON is YAML
+    write_atomic(path, redact(json.dumps(values, ensure_ascii=False, indent=1)))  # JSON is YAML
     return str(path)
 
 

@@ -97,9 +97,9 @@ def value(given: Any) -> bytes:
 
 def gguf_file(values: Mapping[str, Any], tensors: Mapping[str, tuple[str, Sequence[int], bytes]], **lies: Any) -> bytes:
     """A GGUF file; of each tensor its type, its shape (as torch has it) and its bytes. ``lies``: ``version``,
-    ``tensors``, ``keys``, ``offsets`` (by name), ``kinds`` (by name), ``dimensions`` (by name)."""
+    ``count`` (of tensors), ``keys``, ``offsets`` (by name), ``kinds`` (by name), ``dimensions`` (by name)."""
     head = b"GGUF" + struct.pack(
-        "<IQQ", lies.get("version", 3), lies.get("tensors", len(tensors)), lies.get("keys", len(values))
+        "<IQQ", lies.get("version", 3), lies.get("count", len(tensors)), lies.get("keys", len(values))
     )
     head += b"".join(text(name) + value(given) for name, given in values.items())
     data, table = b"", b""

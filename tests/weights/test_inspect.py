@@ -95,7 +95,7 @@ def test_an_empty_tensor_is_sound(tmp_path):
 
 
 def test_a_whole_folder_passes(folder):
-    inspect.check_folder(folder, tokenizer=True)
+    inspect.check_folder(folder, with_tokenizer=True)
 
 
 def test_everything_that_is_missing_is_named_at_once(sharded):
@@ -106,7 +106,7 @@ def test_everything_that_is_missing_is_named_at_once(sharded):
     second.write_bytes(second.read_bytes()[:-100])
     (sharded / "model-00001-of-00002.safetensors.incomplete").write_bytes(b"x")
     with pytest.raises(InputError) as error:
-        inspect.check_folder(sharded, tokenizer=True)
+        inspect.check_folder(sharded, with_tokenizer=True)
     said = "\n".join(error.value.problems)
     assert len(error.value.problems) == 5
     for part in (

@@ -120,6 +120,8 @@ def _open(folder: Path, dtype: Any, head: Head | None, seed: int) -> PreTrainedM
 
     inspect.check_folder(folder)
     config = shape.read_config(folder)
+    if code := shape.names_code(folder):
+        say("{path}: config.json names code of its own: {code}; it is not run", path=folder, code=code)
     plain = not heads.has_one(config)
     config = config if head is None else heads.put_on(config, head)
     with quiet(), torch.random.fork_rng(devices=[]):

@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import typer
 
 from weitiao.errors import InputError, first_of, t
-from weitiao.weights import bounded, formats, gguf
+from weitiao.weights import bounded, formats, gguf, tokenizer
 from weitiao.weights.header import TensorInfo, is_pointer, pointer
 
 SAFETENSORS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -117,26 +117,41 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def check_tokenizer(folder: str | Path) -> None:
-    """InputError unless the folder has a tokenizer file."""
+    """InputError unless the folder has a tokenizer file, and nothing in its files says what cannot be."""
     path = Path(folder)
+    refuse_links(path)
+    tokenizer.check(path)
     if not any((path / name).is_file() for name in TOKENIZERS):
         raise InputError(t("{path}: no tokenizer ({names})", path=path, names=", ".join(TOKENIZERS[:2]) + ", …"))
 
 
-def check_folder(folder: str | Path, tokenizer: bool = False) -> None:
-    """InputError that names every file a model folder lacks, has in part, or has unsound; ``tokenizer``: that too."""
+def refuse_links(folder: Path) -> None:
+    """InputError for a link that leads out of the folder, as a file that was unpacked may hold; the hub's cache links
+    from snapshots/COMMIT to blobs beside it, which is inside."""
+    whole = folder.resolve()
+    roots = [whole, whole.parent.parent / "blobs"] if whole.parent.name == "snapshots" else [whole]
+    links = [file for file in folder.iterdir() if file.is_symlink()] if folder.is_dir() else []
+    outside = [file for file in links if not any(file.resolve().is_relative_to(root) for root in roots)]
+    if outside:
+        message = "{path}: a link out of its folder, to {target}; put the file itself there"
+        raise InputError([t(message, path=file, target=file.resolve()) for file in outside])
+
+
+def check_folder(folder: str | Path, with_tokenizer: bool = False) -> None:
+    """InputError that names every file a model folder lacks, has in part, or has unsound; ``with_tokenizer``: those."""
     path = Path(folder)
     if not path.is_dir():
         raise InputError(t("no such folder: {path}", path=path))
     if (path / ADAPTER_CONFIG).is_file():
         base = read_json(path / ADAPTER_CONFIG).get("base_model_name_or_path")
         raise InputError(t("{path}: an adapter of {base}, not a whole model", path=path, base=base))
+    refuse_links(path)
     problems: list[str] = []
     if not (path / "config.json").is_file():
         problems.append(t("{path}: missing", path=path / "config.json"))
     elif is_pointer(path / "config.json"):
         problems.append(pointer(path / "config.json"))
-    if tokenizer:
+    if with_tokenizer:
         _gather(problems, check_tokenizer, path)
     for file in weight_files(path, problems):
         if file.is_file():
