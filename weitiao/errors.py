@@ -77,7 +77,7 @@ def say(english: str, **values: object) -> None:
 SHAPES = re.compile(
     r"""(?:hf_|api_org_)[A-Za-z0-9]{16,} | sk-(?:[A-Za-z0-9]+-)*[A-Za-z0-9_-]{16,} | gh[pousr]_[A-Za-z0-9]{16,}
     | github_pat_\w{16,} | glpat-[\w-]{16,} | (?:AKIA|ASIA)[A-Z0-9]{16} | AIza[\w-]{30,} | xox[abprs]-[\w-]{10,}
-    | ms-[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12} | eyJ[\w-]{8,}\.eyJ[\w-]{8,}\.[\w-]{8,}
+    | ms-[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12} | ey[IJ][\w-]{8,}\.ey[IJ][\w-]{8,}\.[\w-]{8,}
     | -----BEGIN\ [A-Z ]*PRIVATE\ KEY-----[\s\S]*?-----END\ [A-Z ]*PRIVATE\ KEY-----""",
     re.VERBOSE,
 )  # tokens of Hugging Face, OpenAI and its kin, GitHub, GitLab, AWS, Google, Slack, ModelScope; JWT; private keys

@@ -19,11 +19,11 @@ from pydantic import Field
 
 from weitiao import machine
 from weitiao.config import Options
-from weitiao.errors import InputError, say, t
+from weitiao.errors import InputError, redact, say, t
 from weitiao.models import heads, shape
 from weitiao.models.heads import Head
 from weitiao.models.shape import quiet
-from weitiao.weights import fetch, icetext, inspect, tensors
+from weitiao.weights import bounded, fetch, icetext, inspect, tensors
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
@@ -243,7 +243,7 @@ def _tokenizer(path: Path) -> PreTrainedTokenizerFast:
     try:
         with quiet():
             if (path / "tokenizer.json").is_file():
-                return PreTrainedTokenizerFast.from_pretrained(path, local_files_only=True)
+                return PreTrainedTokenizerFast.from_pretrained(path, local_files_only=True, **_hidden(path))
             return AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # the Rust parser raises plain Exception
         if "trust_remote_code" in str(error):
@@ -251,6 +251,14 @@ def _tokenizer(path: Path) -> PreTrainedTokenizerFast:
                 t("{path}: the tokenizer needs code from its folder, which is never run", path=path)
             ) from error
         raise InputError(t("{path}: the tokenizer cannot be read ({reason})", path=path, reason=error)) from error
+
+
+def _hidden(path: Path) -> dict[str, None]:
+    """The keys of tokenizer_config.json that hold a secret: transformers makes a token of whatever ends in _token, and
+    saves it."""
+    file = path / "tokenizer_config.json"
+    pairs = {key: f'"{key}": "{value}"' for key, value in (bounded.json_object(file) if file.is_file() else {}).items()}
+    return {key: None for key, pair in pairs.items() if key.endswith("_token") and redact(pair) != pair}
 
 
 def _end_token(path: Path, tokenizer: PreTrainedTokenizerFast) -> str | None:
