@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test matrix check-elsewhere lint base clean FORCE
+.PHONY: help setup demo test matrix check-elsewhere soak-files soak-secrets lint base clean FORCE
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,6 +29,12 @@ check-elsewhere: setup ## adapters saved here, loaded by PEFT in another environ
 	rm -rf runs/elsewhere
 	$(BIN)/python -m tests.methods.elsewhere write runs/elsewhere
 	$(OTHER) tests/methods/elsewhere.py read runs/elsewhere
+
+soak-files: setup ## 650 hostile and 130 valid files through every entry point, watched (ten minutes; goes on where it was)
+	$(BIN)/python -m tests.hostile.soak runs/soak-files
+
+soak-secrets: setup ## planted secrets through train, crash, resume and merge; every byte searched (goes on where it was)
+	$(BIN)/python -m tests.hostile.secrets runs/soak-secrets 5
 
 lint: setup ## ruff and pyright
 	$(BIN)/ruff check .

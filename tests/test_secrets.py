@@ -13,9 +13,19 @@ from weitiao.runs import Run
 from weitiao.weights.folders import whole
 
 PLACES = (
-    "{}", "api_key={}", '{{"api_key": "{}"}}', "password: {}", "Authorization: Bearer {}", "https://me:{}@example.org/x",
-    "https://example.org/x?token={}&a=1", "error: {}: no such file", "access_token='{}',", "[\"{}\"]", "hf_token={}\n", "a={}",
-)  # fmt: skip
+    "{}",
+    "api_key={}",
+    '{{"api_key": "{}"}}',
+    "password: {}",
+    "Authorization: Bearer {}",
+    "https://me:{}@example.org/x",
+    "https://example.org/x?token={}&a=1",
+    "error: {}: no such file",
+    "access_token='{}',",
+    '["{}"]',
+    "hf_token={}\n",
+    "a={}",
+)
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -32,12 +42,21 @@ def test_a_secret_is_hidden_by_its_shape_or_its_place(shape: str, place: str, mo
 @pytest.mark.parametrize(
     "text",
     [
-        "train.micro_batch_tokens: auto", "eos_token: </s>, pad_token: <unk>", '{"added_tokens": [{"content": "<|im_start|>"}]}',
-        "https://huggingface.co/Qwen/Qwen2.5-0.5B/resolve/main/config.json", "tokens_per_second: 1234567890",
-        "model.path=/models/hf_model", "sha256: " + "0123456789abcdef" * 4, "secret", "password", "mail me@example.org",
-        "sk-learn", "transformer.encoder.layers.0.self_attention.query_key_value.weight", "data.tokenizer.special_tokens=[a]",
+        "train.micro_batch_tokens: auto",
+        "eos_token: </s>, pad_token: <unk>",
+        '{"added_tokens": [{"content": "<|im_start|>"}]}',
+        "https://huggingface.co/Qwen/Qwen2.5-0.5B/resolve/main/config.json",
+        "tokens_per_second: 1234567890",
+        "model.path=/models/hf_model",
+        "sha256: " + "0123456789abcdef" * 4,
+        "secret",
+        "password",
+        "mail me@example.org",
+        "sk-learn",
+        "transformer.encoder.layers.0.self_attention.query_key_value.weight",
+        "data.tokenizer.special_tokens=[a]",
     ],
-)  # fmt: skip
+)
 def test_what_is_no_secret_stays(text: str):
     assert redact(text) == text
 

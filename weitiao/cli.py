@@ -32,8 +32,12 @@ class Verb(NamedTuple):
 VERBS = (
     Verb("env", "weitiao.machine.env:env_verb", "what this machine can do, and what to do about what it cannot"),
     Verb("fetch", "weitiao.weights.fetch:verb", "get a model's files, verified"),
-    Verb("inspect", "weitiao.weights.inspect:verb", "the tensors of a model folder, without loading it"),
-    Verb("convert", "weitiao.weights.convert:verb", "ChatGLM2/3 or Llama as first published, into a folder that loads"),
+    Verb("inspect", "weitiao.weights.inspect:verb", "the tensors of a folder or file of any form, without loading it"),
+    Verb(
+        "convert",
+        "weitiao.weights.convert:verb",
+        "foreign layouts (ChatGLM2/3, Llama) to one that loads; forms of file",
+    ),
     Verb("tokenizer train", "weitiao.data.tokenizer:train_verb", "train a tokenizer on text"),
     Verb("tokenizer extend", "weitiao.data.extend:verb", "give a model tokens for new text"),
     Verb("data show", "weitiao.data.show:verb", "rows in colour: which tokens are trained"),

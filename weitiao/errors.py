@@ -84,7 +84,8 @@ SHAPES = re.compile(
 NAMED = re.compile(
     r"""(?P<before>\b(?:[a-z0-9]+[_-])*(?:api[_-]?key|access[_-]?key|secret[_-]?key|private[_-]?key|client[_-]?secret|
     (?:auth|access|hub|hf|api|refresh|bearer)[_-]?token|password|passwd|secret|credentials?)["']?\s*[:=]\s*["']?
-    | authorization["']?\s*[:=]\s*["']?(?:bearer\s+|basic\s+|token\s+)? | \bbearer\s+ | [?&](?:token|key|sig|signature)=)
+    | authorization["']?\s*[:=]\s*["']?(?:bearer\s+|basic\s+|token\s+)? | \bbearer\s+
+    | [?&](?:token|key|sig|signature)=)
     (?P<secret>[^\s"'&,;<>{}\[\]\\]{6,})""",
     re.VERBOSE | re.IGNORECASE,
 )

@@ -23,7 +23,7 @@ from typing import Annotated, Any
 import typer
 
 from weitiao import config, recipe
-from weitiao.errors import InputError, RunError, say, t
+from weitiao.errors import InputError, RunError, redact, say, t
 from weitiao.evaluate.compare import markdown
 from weitiao.evaluate.plot import scatter
 from weitiao.methods import METHODS, PRESETS

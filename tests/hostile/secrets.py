@@ -1,5 +1,5 @@
-"""Secrets of twelve shapes planted where people have them, through train, a crash, resuming and merging; then every byte
-that was written or printed, and every command line of a child, is searched for them.
+"""Secrets of twelve shapes planted where people have them, through train, a crash, resuming and merging; then every
+byte that was written or printed, and every command line of a child, is searched for them.
 
     python -m tests.hostile.secrets runs/soak-secrets 5     # seeds; resumable, results in results.jsonl
 """
@@ -37,11 +37,19 @@ def secrets(seed: int) -> dict[str, str]:
     parts = "-".join(word(count, hexadecimal) for count in (8, 4, 4, 4, 12))
     jwt = ".".join(base64.urlsafe_b64encode(b'{"' + word(20).encode() + b'":1}').decode().rstrip("=") for _ in range(3))
     return {
-        "HF_TOKEN": "hf_" + word(34), "WEITIAO_TEST_API_KEY": "plain" + word(24), "OPENAI": "sk-proj-" + word(40),
-        "GITHUB": "ghp_" + word(36), "AWS": "AKIA" + word(16, string.ascii_uppercase + string.digits),
-        "MODELSCOPE": "ms-" + parts, "JWT": jwt, "URL": "Pa" + word(14), "QUERY": "Qy" + word(20), "NESTED": "Ne" + word(20),
-        "BEARER": "Be" + word(24), "SLACK": "xoxb-" + word(24, string.digits),
-    }  # fmt: skip
+        "HF_TOKEN": "hf_" + word(34),
+        "WEITIAO_TEST_API_KEY": "plain" + word(24),
+        "OPENAI": "sk-proj-" + word(40),
+        "GITHUB": "ghp_" + word(36),
+        "AWS": "AKIA" + word(16, string.ascii_uppercase + string.digits),
+        "MODELSCOPE": "ms-" + parts,
+        "JWT": jwt,
+        "URL": "Pa" + word(14),
+        "QUERY": "Qy" + word(20),
+        "NESTED": "Ne" + word(20),
+        "BEARER": "Be" + word(24),
+        "SLACK": "xoxb-" + word(24, string.digits),
+    }
 
 
 def plant(folder: Path, planted: Mapping[str, str]) -> tuple[Path, dict[str, str]]:
@@ -50,19 +58,24 @@ def plant(folder: Path, planted: Mapping[str, str]) -> tuple[Path, dict[str, str
     tiny.make("llama", base)
     for name, values in {
         "config.json": {"api_key": planted["NESTED"], "origin": f"https://me:{planted['URL']}@example.org/model"},
-        "tokenizer_config.json": {"hub_token": planted["OPENAI"], "extra": {"authorization": f"Bearer {planted['BEARER']}"}},
+        "tokenizer_config.json": {
+            "hub_token": planted["OPENAI"],
+            "extra": {"authorization": f"Bearer {planted['BEARER']}"},
+        },
         "generation_config.json": {"source": f"https://example.org/x?token={planted['QUERY']}"},
-    }.items():  # fmt: skip
+    }.items():
         file = base / name
         old = json.loads(file.read_text()) if file.is_file() else {}
         file.write_text(json.dumps(old | values))
     rows = [{"prompt": f"问题 {n} {planted['JWT']}", "answer": f"回答 {planted['SLACK']}"} for n in range(ROWS)]
     (folder / "given" / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     recipe = {
-        "model": {"path": str(base)}, "data": {"train": str(folder / "given" / "rows.jsonl"), "validation": 0.25, "max_length": 512},
-        "method": {"name": "lora", "rank": 2}, "train": {"epochs": 2, "batch_size": 2, "save_every": 2, "learning_rate": 1e-3},
+        "model": {"path": str(base)},
+        "data": {"train": str(folder / "given" / "rows.jsonl"), "validation": 0.25, "max_length": 512},
+        "method": {"name": "lora", "rank": 2},
+        "train": {"epochs": 2, "batch_size": 2, "save_every": 2, "learning_rate": 1e-3},
         "output": str(folder / "run"),
-    }  # fmt: skip
+    }
     text = f"# {planted['GITHUB']} {planted['AWS']}\n" + yaml.safe_dump(recipe)
     (folder / "given" / "recipe.yaml").write_text(text)
     environment = {"HF_TOKEN": planted["HF_TOKEN"], "WEITIAO_TEST_API_KEY": planted["WEITIAO_TEST_API_KEY"]}
@@ -87,11 +100,18 @@ def journey(folder: Path, seed: int, failures: int | None = None) -> list[str]:
     url = f"https://me:{planted['URL']}@example.org/rows.jsonl?token={planted['QUERY']}"
     wrong: list[list[object]] = [
         ["train", f"data.train={url}", f"output={folder / 'none'}"],
-        ["train", f"data.train={folder}/{planted['OPENAI']}", f"train.token={planted['GITHUB']}", f"output={folder / 'none'}"],
-        ["inspect", folder / planted["MODELSCOPE"]], ["inspect", folder / planted["AWS"]],
-        ["eval", f"Authorization: Bearer {planted['BEARER']}"], ["chat", f"{planted['JWT']}", "--once", "hi"],
+        [
+            "train",
+            f"data.train={folder}/{planted['OPENAI']}",
+            f"train.token={planted['GITHUB']}",
+            f"output={folder / 'none'}",
+        ],
+        ["inspect", folder / planted["MODELSCOPE"]],
+        ["inspect", folder / planted["AWS"]],
+        ["eval", f"Authorization: Bearer {planted['BEARER']}"],
+        ["chat", f"{planted['JWT']}", "--once", "hi"],
         ["inspect", folder / "merged"],
-    ]  # fmt: skip
+    ]
     for words in (
         ["train", "--resume", folder / "run"],
         ["merge", folder / "run", folder / "merged"],
