@@ -34,7 +34,7 @@ soak-files: setup ## 650 hostile and 130 valid files through every entry point, 
 	$(BIN)/python -m tests.hostile.soak runs/soak-files
 
 soak-secrets: setup ## planted secrets through train, crash, resume and merge; every byte searched (goes on where it was)
-	$(BIN)/python -m tests.hostile.secrets runs/soak-secrets 5
+	$(BIN)/python -m tests.hostile.planted runs/soak-secrets 5
 
 lint: setup ## ruff and pyright
 	$(BIN)/ruff check .

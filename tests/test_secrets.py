@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.hostile.secrets import journey, secrets
+from tests.hostile.planted import journey, secrets
 from weitiao.errors import redact, say
 from weitiao.runs import Run
 from weitiao.weights.folders import whole

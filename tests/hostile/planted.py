@@ -1,7 +1,7 @@
 """Secrets of twelve shapes planted where people have them, through train, a crash, resuming and merging; then every
 byte that was written or printed, and every command line of a child, is searched for them.
 
-    python -m tests.hostile.secrets runs/soak-secrets 5     # seeds; resumable, results in results.jsonl
+    python -m tests.hostile.planted runs/soak-secrets 5     # seeds; resumable, results in results.jsonl
 """
 
 from __future__ import annotations
