@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test matrix check-elsewhere soak-fetch lint base clean FORCE
+.PHONY: help setup demo test matrix check-elsewhere soak-fetch soak-files soak-secrets lint base clean FORCE
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,6 +33,12 @@ check-elsewhere: setup ## adapters saved here, loaded by PEFT in another environ
 soak-fetch: setup ## 1,000 seeded schedules of download faults; goes on where it stopped
 	$(BIN)/python -m tests.hub
 	$(BIN)/python -m tests.hub --client huggingface_hub --every 20
+
+soak-files: setup ## 650 hostile and 130 valid files through every entry point, watched (ten minutes; goes on where it was)
+	$(BIN)/python -m tests.hostile.soak runs/soak-files
+
+soak-secrets: setup ## planted secrets through train, crash, resume and merge; every byte searched (goes on where it was)
+	$(BIN)/python -m tests.hostile.planted runs/soak-secrets 5
 
 lint: setup ## ruff and pyright
 	$(BIN)/ruff check .

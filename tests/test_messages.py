@@ -1,4 +1,4 @@
-"""Messages exist in two languages: every literal given to ``t`` or ``say`` is in the table, with the same slots."""
+"""Messages exist in two languages: what is given to ``t``, ``say`` or ``Refused`` is in the table, with its slots."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def literals(function: ast.AST) -> Iterator[tuple[int, str]]:
             named.setdefault(node.targets[0].id, []).append(node.value)
     for node in ast.walk(function):
         called = node.func.id if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) else None
-        if isinstance(node, ast.Call) and called in ("t", "say") and node.args:
+        if isinstance(node, ast.Call) and called in ("t", "say", "Refused") and node.args:
             first = node.args[0]
             for given in named.get(first.id, []) if isinstance(first, ast.Name) else [first]:
                 for choice in (given.body, given.orelse) if isinstance(given, ast.IfExp) else (given,):

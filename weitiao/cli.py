@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Any, NamedTuple
 
-from weitiao.errors import InputError, WeitiaoError, t
+from weitiao.errors import InputError, WeitiaoError, redact, t
 
 GARBAGE = 100_000, 20, 20  # new objects between searches for cycles: at Python's 700 they take a second of the imports
 WAITING = {"GOMP_SPINCOUNT": "1000"}  # turns of a thread that waits for another before it sleeps: GNU's 300,000 keep a
@@ -34,8 +34,12 @@ class Verb(NamedTuple):
 VERBS = (
     Verb("env", "weitiao.machine.env:env_verb", "what this machine can do, and what to do about what it cannot"),
     Verb("fetch", "weitiao.weights.fetch:verb", "get a model's or a data set's files, resumed and verified"),
-    Verb("inspect", "weitiao.weights.inspect:verb", "the tensors of a model folder, without loading it"),
-    Verb("convert", "weitiao.weights.convert:verb", "ChatGLM2/3 or Llama as first published, into a folder that loads"),
+    Verb("inspect", "weitiao.weights.inspect:verb", "the tensors of a folder or file of any form, without loading it"),
+    Verb(
+        "convert",
+        "weitiao.weights.convert:verb",
+        "foreign layouts (ChatGLM2/3, Llama) to one that loads; forms of file",
+    ),
     Verb("tokenizer train", "weitiao.data.tokenizer:train_verb", "train a tokenizer on text"),
     Verb("tokenizer extend", "weitiao.data.extend:verb", "give a model tokens for new text"),
     Verb("tokenizer compare", "weitiao.data.tokenizer_compare:verb", "tokenizers side by side, on the same texts"),
@@ -126,7 +130,7 @@ def _share_cores() -> None:
 
 def _fail(problems: str, code: int) -> int:
     """``error: …`` on stderr, a line for each problem."""
-    for line in problems.splitlines():
+    for line in redact(problems).splitlines():
         print(f"error: {line}", file=sys.stderr)
     return code
 

@@ -10,9 +10,10 @@ is chosen by the locale variables of the environment (``LC_ALL``, ``LC_MESSAGES`
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, lru_cache
 from importlib.resources import files
 
 
@@ -70,4 +71,41 @@ def first_of(problems: Sequence[str], shown: int = 20) -> list[str]:
 
 def say(english: str, **values: object) -> None:
     """Print a message to stderr: words go there, data to stdout."""
-    print(t(english, **values), file=sys.stderr, flush=True)
+    print(redact(t(english, **values)), file=sys.stderr, flush=True)
+
+
+SHAPES = re.compile(
+    r"""(?:hf_|api_org_)[A-Za-z0-9]{16,} | sk-(?:[A-Za-z0-9]+-)*[A-Za-z0-9_-]{16,} | gh[pousr]_[A-Za-z0-9]{16,}
+    | github_pat_\w{16,} | glpat-[\w-]{16,} | (?:AKIA|ASIA)[A-Z0-9]{16} | AIza[\w-]{30,} | xox[abprs]-[\w-]{10,}
+    | ms-[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12} | ey[IJ][\w-]{8,}\.ey[IJ][\w-]{8,}\.[\w-]{8,}
+    | -----BEGIN\ [A-Z ]*PRIVATE\ KEY-----[\s\S]*?-----END\ [A-Z ]*PRIVATE\ KEY-----""",
+    re.VERBOSE,
+)  # tokens of Hugging Face, OpenAI and its kin, GitHub, GitLab, AWS, Google, Slack, ModelScope; JWT; private keys
+NAMED = re.compile(
+    r"""(?P<before>\b(?:[a-z0-9]+[_-])*(?:api[_-]?key|access[_-]?key|secret[_-]?key|private[_-]?key|client[_-]?secret|
+    (?:auth|access|hub|hf|api|refresh|bearer)[_-]?token|password|passwd|secret|credentials?)["']?\s*[:=]\s*["']?
+    | authorization["']?\s*[:=]\s*["']?(?:bearer\s+|basic\s+|token\s+)? | \bbearer\s+
+    | [?&](?:token|key|sig|signature)=)
+    (?P<secret>[^\s"'&,;<>{}\[\]\\]{6,})""",
+    re.VERBOSE | re.IGNORECASE,
+)
+USERINFO = re.compile(r"(?P<before>\b[a-z][a-z0-9+.-]*://)[^\s/@\"']+@", re.IGNORECASE)
+SECRET_NAME = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY|CREDENTIAL", re.IGNORECASE)
+HIDDEN, SHORTEST = "***", 8
+
+
+def redact(text: str) -> str:
+    """``text`` without secrets: tokens by their shape, values by the name before them, names and passwords in URLs, and
+    whatever the environment holds under a secret's name. Everything that this project prints or writes of what it was
+    told goes through here; JSON and YAML stay what they are."""
+    for value in _secrets(tuple(os.environ.items())):
+        text = text.replace(value, HIDDEN)
+    text = NAMED.sub(rf"\g<before>{HIDDEN}", SHAPES.sub(HIDDEN, text))
+    return USERINFO.sub(rf"\g<before>{HIDDEN}@", text)
+
+
+@lru_cache(maxsize=4)
+def _secrets(environment: tuple[tuple[str, str], ...]) -> list[str]:
+    """Values of the environment whose names say that they are secret, the longest first; paths and flags are not."""
+    named = {value for name, value in environment if SECRET_NAME.search(name) and len(value) >= SHORTEST}
+    return sorted((value for value in named if not os.path.exists(value)), key=len, reverse=True)

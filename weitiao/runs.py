@@ -21,7 +21,7 @@ from typing import Any
 
 import yaml
 
-from weitiao.errors import InputError, RunError, t
+from weitiao.errors import InputError, RunError, redact, t
 from weitiao.machine.lock import Lock
 
 RECIPE = "recipe.yaml"
@@ -63,7 +63,7 @@ class Run:
     def write_recipe(self, recipe: Mapping[str, Any]) -> None:
         """The recipe that this run goes by."""
         text = yaml.safe_dump(dict(recipe), allow_unicode=True, sort_keys=False, width=1000)
-        write_atomic(self.path / RECIPE, text)
+        write_atomic(self.path / RECIPE, redact(text))
 
     @classmethod
     def open(cls, folder: str | Path) -> Run:
@@ -111,7 +111,7 @@ class Run:
 
     def log(self, record: Mapping[str, Any]) -> None:
         """Append one line to ``metrics.jsonl``; it is on its way to the disk when this returns."""
-        line = json.dumps(dict(record), ensure_ascii=False) + "\n"
+        line = redact(json.dumps(dict(record), ensure_ascii=False)) + "\n"
         path = self.path / METRICS
         try:
             with path.open("a", encoding="utf-8") as file:
@@ -139,11 +139,10 @@ class Run:
         write_atomic(self.path / METRICS, text)
 
     def write(self, name: str, content: Mapping[str, Any] | str) -> Path:
-        """Write a file of the run: a mapping as JSON, or text."""
+        """Write a file of the run: a mapping as JSON, or text; secrets stay out of it."""
         path = self.path / name
-        write_atomic(
-            path, content if isinstance(content, str) else json.dumps(content, ensure_ascii=False, indent=2) + "\n"
-        )
+        text = content if isinstance(content, str) else json.dumps(content, ensure_ascii=False, indent=2) + "\n"
+        write_atomic(path, redact(text))
         return path
 
     def clear(self) -> None:

@@ -23,7 +23,7 @@ from typing import Annotated, Any
 import typer
 
 from weitiao import config, recipe
-from weitiao.errors import InputError, RunError, say, t
+from weitiao.errors import InputError, RunError, redact, say, t
 from weitiao.evaluate.compare import markdown
 from weitiao.evaluate.plot import scatter
 from weitiao.methods import METHODS, PRESETS
@@ -168,7 +168,7 @@ def _written(values: Mapping[str, Any]) -> str:
     """The recipe of one run as a file beside its folder."""
     path = Path(values["output"]).with_suffix(".yaml")
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, json.dumps(values, ensure_ascii=False, indent=1))  # JSON is YAML
+    write_atomic(path, redact(json.dumps(values, ensure_ascii=False, indent=1)))  # JSON is YAML
     return str(path)
 
 

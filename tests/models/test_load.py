@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -219,8 +220,41 @@ def test_a_tokenizer_that_needs_code_is_refused(copy):
 
 def test_a_missing_or_broken_tokenizer(copy):
     (copy / "tokenizer.json").write_text("{")
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match="not JSON"):
         load_tokenizer(copy)
     (copy / "tokenizer.json").unlink()
     with pytest.raises(InputError, match="no tokenizer"):
         load_tokenizer(copy)
+
+
+@pytest.mark.parametrize("key", ["_attn_implementation_internal", "attn_implementation", "_experts_implementation"])
+def test_a_kernel_from_elsewhere_is_refused_and_a_known_one_is_not(copy, key):
+    edit(copy, "config.json", text_config={key: "someone/kernels"})
+    with pytest.raises(InputError, match="names code to be fetched"):
+        load(ModelOptions(path=str(copy)))
+    edit(copy, "config.json", text_config=None, **{key: "flash_attention_2"})
+    load(ModelOptions(path=str(copy)))
+
+
+def test_code_beside_known_classes_is_said_and_left_alone(copy, capsys):
+    edit(copy, "config.json", auto_map={"AutoModel": "modeling_evil.Evil"}, trust_remote_code=True)
+    assert not hasattr(load(ModelOptions(path=str(copy))).config, "auto_map")
+    assert "modeling_evil.py); it is not run" in capsys.readouterr().err
+
+
+def test_links_out_of_a_folder_are_refused(copy, tmp_path):
+    (copy / "config.json").rename(tmp_path / "elsewhere.json")
+    (copy / "config.json").symlink_to(tmp_path / "elsewhere.json")
+    with pytest.raises(InputError, match="a link out of its folder"):
+        load(ModelOptions(path=str(copy)))
+
+
+def test_the_hubs_own_links_are_inside(copy, tmp_path):
+    snapshot = tmp_path / "models--a--b" / "snapshots" / "0123"
+    (tmp_path / "models--a--b" / "blobs").mkdir(parents=True)
+    snapshot.mkdir(parents=True)
+    for file in copy.iterdir():
+        file.rename(tmp_path / "models--a--b" / "blobs" / file.name)
+        (snapshot / file.name).symlink_to(Path("..") / ".." / "blobs" / file.name)
+    load(ModelOptions(path=str(snapshot)))
+    load_tokenizer(snapshot)

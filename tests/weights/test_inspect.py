@@ -11,6 +11,7 @@ from weitiao.cli import main
 from weitiao.errors import InputError
 from weitiao.models import tiny
 from weitiao.weights import inspect
+from weitiao.weights.header import read_header
 
 
 @pytest.fixture
@@ -59,7 +60,7 @@ def test_headers_are_what_is_stored(folder, sharded):
         (raw({}, length=200_000_000), "header is said"),
         (raw(b"not json"), "not JSON"),
         (raw(b"[" * 100_000), "not JSON"),
-        (raw([1]), "not JSON"),
+        (raw([1]), "not a JSON object"),
         (raw({"a": {"dtype": "F32", "shape": [2]}}), "a: dtype, shape"),
         (raw({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}}, b"1234"), "4 bytes are not F32"),
         (raw({"a": {"dtype": "Q9", "shape": [1], "data_offsets": [0, 4]}}, b"1234"), "cannot be"),
@@ -85,16 +86,16 @@ def test_a_file_that_contradicts_itself(content, said, tmp_path):
     path = tmp_path / "model.safetensors"
     path.write_bytes(content)
     with pytest.raises(InputError, match=said):
-        inspect.read_header(path)
+        read_header(path)
 
 
 def test_an_empty_tensor_is_sound(tmp_path):
     save_file({"none": torch.zeros(0, 4), "one": torch.ones(1)}, tmp_path / "x.safetensors")
-    assert [tensor.shape for tensor in inspect.read_header(tmp_path / "x.safetensors")] == [(0, 4), (1,)]
+    assert [tensor.shape for tensor in read_header(tmp_path / "x.safetensors")] == [(0, 4), (1,)]
 
 
 def test_a_whole_folder_passes(folder):
-    inspect.check_folder(folder, tokenizer=True)
+    inspect.check_folder(folder, with_tokenizer=True)
 
 
 def test_everything_that_is_missing_is_named_at_once(sharded):
@@ -105,7 +106,7 @@ def test_everything_that_is_missing_is_named_at_once(sharded):
     second.write_bytes(second.read_bytes()[:-100])
     (sharded / "model-00001-of-00002.safetensors.incomplete").write_bytes(b"x")
     with pytest.raises(InputError) as error:
-        inspect.check_folder(sharded, tokenizer=True)
+        inspect.check_folder(sharded, with_tokenizer=True)
     said = "\n".join(error.value.problems)
     assert len(error.value.problems) == 5
     for part in (

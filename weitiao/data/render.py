@@ -5,7 +5,7 @@
     renderer.prompt(messages, tools)                   # ids up to where the assistant begins
     renderer.parse(text)                               # Message("assistant", content, calls)
 
-The text is what the model's own chat template writes, in transformers' sandbox, and nothing else. The mask is found
+The text is what the model's own chat template writes, in a sandbox with limits, and nothing else. The mask is found
 from the template too: a turn of the assistant is what the conversation has beyond the prompt that leads there.
 """
 
@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from weitiao.data import sandbox
 from weitiao.data import tools as tool_calls
 from weitiao.data.examples import Examples, examples
 from weitiao.data.messages import as_dicts, fold_system, number_calls
@@ -227,21 +228,19 @@ class Renderer:
         return whole, turns
 
     def _text(self, conversation: list[dict[str, Any]], tools: Sequence[Mapping[str, Any]], generate: bool) -> str:
-        from jinja2 import TemplateError
-
         if self.why_no_tools and (tools or any(message.get("tool_calls") for message in conversation)):
             raise InputError(t("the chat template cannot be used with tools: {reason}", reason=self.why_no_tools))
-        try:
-            return self.tokenizer.apply_chat_template(  # type: ignore[return-value]
-                conversation,
-                tools=[tool_calls.wrapped(tool) for tool in tools] or None,
-                chat_template=self.template,
-                add_generation_prompt=generate,
-                tokenize=False,
-            )
-        except (TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
-            reason = str(error) or type(error).__name__
-            raise InputError(t("the chat template refuses this conversation: {reason}", reason=reason)) from error
+        if not conversation:
+            reason = t("it is empty")
+            raise InputError(t("the chat template refuses this conversation: {reason}", reason=reason))
+        given = [{key: value for key, value in message.items() if value is not None} for message in conversation]
+        values = {
+            "messages": given,
+            "tools": [tool_calls.wrapped(tool) for tool in tools] or None,
+            "documents": None,
+            "add_generation_prompt": generate,
+        }
+        return sandbox.render(self.template, values | self.tokenizer.special_tokens_map)
 
     def conversation(self, messages: Sequence[Message | Mapping[str, Any]]) -> list[dict[str, Any]]:
         """The dictionaries that the template is given: calls numbered and system text folded where it needs that."""

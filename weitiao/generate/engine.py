@@ -79,8 +79,7 @@ def generate(
     batch_size = batch_size if modules.takes(model, CACHE) else 1
     with evaluating(model):
         longest = max(map(len, prompts), default=0) + options.max_new_tokens
-        if batch_size > FEW and Decoder.of(model, FEW, longest):  # so many more quickly than more of them at once
-            batch_size = FEW
+        batch_size = FEW if batch_size > FEW and Decoder.of(model, FEW, longest) else batch_size  # which is quicker
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
             _generate_batch(model, prompts, rows, options, frozenset(stop_ids), pad_id, tokenizer, on_token, finish)

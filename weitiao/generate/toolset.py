@@ -16,7 +16,7 @@ from typing import Any
 
 from weitiao.data.render import Renderer
 from weitiao.data.tools import function_of, schema_of
-from weitiao.errors import InputError, say, t
+from weitiao.errors import InputError, redact, say, t
 from weitiao.runs import is_run, write_atomic
 
 FILE = "tools.json"
@@ -51,7 +51,7 @@ def save_toolset(
     if not 0 < len(schemas) <= MOST:
         return
     content = {"toolset": toolset, "arguments": dict(arguments or {}), "schemas": [dict(schema) for schema in schemas]}
-    write_atomic(Path(folder) / FILE, json.dumps(content, ensure_ascii=False, indent=1) + "\n")
+    write_atomic(Path(folder) / FILE, redact(json.dumps(content, ensure_ascii=False, indent=1)) + "\n")
 
 
 def find_toolset(model: str | Path, builders: Mapping[str, Builder]) -> Toolset:

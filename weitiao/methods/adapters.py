@@ -11,7 +11,6 @@ The folder is PEFT's own in both directions: ``adapter_config.json`` and ``adapt
 from __future__ import annotations
 
 import copy
-import json
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from weitiao.errors import InputError, t
 from weitiao.methods.base import compute_dtype, trainable
+from weitiao.weights import bounded, header, inspect, tokenizer
 
 if TYPE_CHECKING:
     from torch import nn
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 ADAPTER = "default"
+CODE = ("megatron_config",)  # PEFT would import what megatron_core beside it names
+PATTERNS = ("target_modules", "exclude_modules", "rank_pattern", "alpha_pattern", "layers_pattern")
 NARROW = 64  # below this a matrix is no sublayer of a model that people tune
 
 
@@ -157,18 +159,29 @@ def use(model: Any, weights: Mapping[str, float]) -> None:
 
 def read_config(folder: Path, *kinds: str) -> dict[str, Any]:
     """The adapter's own description; InputError for what is missing, or an adapter of none of ``kinds``."""
+    inspect.refuse_links(folder)
     try:
-        values = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        values = bounded.json_object(folder / CONFIG)
         kind = values["peft_type"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        if not isinstance(kind, str):
+            raise KeyError("peft_type")
+    except (InputError, OSError, KeyError) as error:
         raise InputError(
             t("{path}: not an adapter's description ({reason})", path=folder / CONFIG, reason=error)
         ) from None
     if kinds and kind not in kinds:
         message = "{path}: an adapter of the kind {kind}, not {wanted}"
         raise InputError(t(message, path=folder, kind=kind, wanted=", ".join(kinds)))
+    if named := [key for key in CODE if values.get(key)]:
+        message = "{path}: {name} names a module to be imported ({value}); it is refused"
+        raise InputError(t(message, path=folder / CONFIG, name=named[0], value=str(values[named[0]])[:80]))
+    for key in PATTERNS:
+        texts = [values.get(key)] if isinstance(values.get(key), str) else list(values.get(key) or ())
+        if any(isinstance(text, str) and tokenizer.REPEATED.search(text) for text in texts):
+            raise InputError(t("{path}: {name}: a pattern could take for ever", path=folder / CONFIG, name=key))
     if not (folder / WEIGHTS).is_file():
         raise InputError(t("{path}: {file} is missing", path=folder, file=WEIGHTS))
+    header.read_header(folder / WEIGHTS)
     return values
 
 

@@ -13,18 +13,17 @@ from __future__ import annotations
 import json
 from collections.abc import Collection
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
 from weitiao import machine
 from weitiao.config import Options
-from weitiao.errors import InputError, say, t
+from weitiao.errors import InputError, redact, say, t
 from weitiao.models import heads, shape
 from weitiao.models.heads import Head
 from weitiao.models.shape import quiet
-from weitiao.weights import fetch, icetext, inspect
+from weitiao.weights import bounded, fetch, icetext, inspect, tensors
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
@@ -121,23 +120,14 @@ def _open(folder: Path, dtype: Any, head: Head | None, seed: int) -> PreTrainedM
 
     inspect.check_folder(folder)
     config = shape.read_config(folder)
+    if code := shape.names_code(folder):
+        say("{path}: config.json names code of its own: {code}; it is not run", path=folder, code=code)
     plain = not heads.has_one(config)
     config = config if head is None else heads.put_on(config, head)
     with quiet(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
-            model, found = shape.auto_class(config).from_pretrained(
-                folder,
-                config=config,
-                dtype=dtype,
-                attn_implementation=attention(config),
-                trust_remote_code=False,
-                local_files_only=True,
-                output_loading_info=True,
-            )
-        except UnpicklingError as error:  # its own text advises to load the file unsafely
-            message = "{path}: the .bin file holds more than tensors, which could run code; it is refused"
-            raise InputError(t(message, path=folder)) from error
+            model, found = _opened(folder, config, dtype)
         except (OSError, RuntimeError, ValueError) as error:
             raise InputError(t("{path}: {reason}", path=folder, reason=" ".join(str(error).split()))) from error
     new = shape.read(config).head if head is not None and plain else frozenset()
@@ -149,6 +139,30 @@ def _open(folder: Path, dtype: Any, head: Head | None, seed: int) -> PreTrainedM
         say("{path}: {count} tensors of the file have no place in the model: {names}",
             path=folder, count=len(extra), names=_some(extra))  # fmt: skip
     return model.eval()
+
+
+def _opened(folder: Path, config: PretrainedConfig, dtype: Any) -> tuple[Any, dict[str, Any]]:
+    """transformers' own model, and what it says of the loading. Pickled tensors are given to it as they are mapped
+    here: it would call torch.load."""
+    from transformers import GenerationConfig
+
+    options: dict[str, Any] = {
+        "config": config,
+        "dtype": dtype,
+        "attn_implementation": attention(config),
+        "trust_remote_code": False,
+        "local_files_only": True,
+        "output_loading_info": True,
+    }
+    auto = shape.auto_class(config)
+    if any(file.suffix == ".safetensors" for file in inspect.weight_files(folder, [])):
+        return auto.from_pretrained(folder, **options)
+    config.name_or_path = str(folder)
+    kind = auto._model_mapping[type(config)]
+    model, found = kind.from_pretrained(None, state_dict=dict(tensors.read(folder)), **options)
+    if (folder / "generation_config.json").is_file() and model.can_generate():
+        model.generation_config = GenerationConfig.from_pretrained(folder)
+    return model, found
 
 
 def _some(names: list[str]) -> str:
@@ -229,7 +243,7 @@ def _tokenizer(path: Path) -> PreTrainedTokenizerFast:
     try:
         with quiet():
             if (path / "tokenizer.json").is_file():
-                return PreTrainedTokenizerFast.from_pretrained(path, local_files_only=True)
+                return PreTrainedTokenizerFast.from_pretrained(path, local_files_only=True, **_hidden(path))
             return AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # the Rust parser raises plain Exception
         if "trust_remote_code" in str(error):
@@ -237,6 +251,14 @@ def _tokenizer(path: Path) -> PreTrainedTokenizerFast:
                 t("{path}: the tokenizer needs code from its folder, which is never run", path=path)
             ) from error
         raise InputError(t("{path}: the tokenizer cannot be read ({reason})", path=path, reason=error)) from error
+
+
+def _hidden(path: Path) -> dict[str, Any]:
+    """The keys of tokenizer_config.json that hold a secret: transformers makes a token of whatever ends in _token, and
+    saves it."""
+    file = path / "tokenizer_config.json"
+    pairs = {key: f'"{key}": "{value}"' for key, value in (bounded.json_object(file) if file.is_file() else {}).items()}
+    return {key: None for key, pair in pairs.items() if key.endswith("_token") and redact(pair) != pair}
 
 
 def _end_token(path: Path, tokenizer: PreTrainedTokenizerFast) -> str | None:

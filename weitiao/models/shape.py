@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from weitiao.errors import InputError, t
 from weitiao.models import heads
+from weitiao.weights import bounded
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -35,7 +36,10 @@ OWN = "chatglm"  # the model type of ChatGLM-6B, which transformers lacks
 LAYERS_LIMIT = 2000  # a file from outside must not make this program build a million layers
 # RWKV's trick for float16 halves weights in place on the way to evaluation, under adapters, codes and what is saved
 OVERRIDES: dict[str, dict[str, Any]] = {"rwkv": {"rescale_every": 0}}
-KERNEL_CHOICE = re.compile(r"^_?(attn|experts)_implementation")
+KERNEL_CHOICE = re.compile(r"^_?((attn|experts)_implementation|hub_kernels?$|use_kernels?$)")
+REPOSITORY = re.compile(r'[^"\s]*/[^"\s]*')  # owner/name, where a published file has sdpa or flash_attention_2
+CODE = ("auto_map", "trust_remote_code", "code_revision", "custom_generate", "custom_pipelines")  # left unread
+DEEP = 32  # levels of lists and objects in a configuration
 
 
 @dataclass(frozen=True)
@@ -193,9 +197,10 @@ def _checked(values: dict[str, Any], where: str) -> PretrainedConfig:
         message = "{file}: the weights are already quantised ({method}); take the model they were made from"
         raise InputError(t(message, file=where, method=method))
     kind = CONFIG_MAPPING[model_type]
+    values = _without_code(values, where)
     _check_sizes(values, kind.attribute_map, where)
     try:
-        return kind.from_dict(_without_kernels(values) | OVERRIDES.get(model_type, {}))
+        return kind.from_dict(values | OVERRIDES.get(model_type, {}))
     except Exception as error:  # each class validates in its own way; whatever it says is about this file
         raise InputError(t("{file}: {reason}", file=where, reason=" ".join(str(error).split()))) from error
 
@@ -229,15 +234,7 @@ def _check_sizes(values: Mapping[str, Any], other_names: Mapping[str, str], wher
 def _read_json(path: Path) -> tuple[dict[str, Any], str]:
     """The JSON object of a config.json (or of the one in a folder) and its name."""
     path = path / CONFIG_FILE if path.is_dir() else path
-    if not path.is_file():
-        raise InputError(t("no such file: {path}", path=path))
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise InputError(t("{path}: not JSON ({reason})", path=path, reason=error)) from error
-    if not isinstance(values, dict):
-        raise InputError(t("{path}: not a JSON object", path=path))
-    return values, str(path)
+    return bounded.json_object(path), str(path)
 
 
 def _code(auto_map: Any) -> set[str]:
@@ -246,11 +243,29 @@ def _code(auto_map: Any) -> set[str]:
     return {str(name).rpartition(".")[0] + ".py" for name in names if isinstance(name, str)}
 
 
-def _without_kernels(values: Any) -> Any:
-    """The configuration without the keys that choose kernels, at any depth."""
+def _without_code(values: Any, where: str, deep: int = 0) -> Any:
+    """The configuration without the keys that choose kernels or name code, at any depth; InputError for a kernel that
+    would be fetched (CVE-2026-4372)."""
+    if deep > DEEP:
+        raise InputError(t("{file}: it nests values more than {depth} deep", file=where, depth=DEEP))
+    if isinstance(values, list):
+        return [_without_code(value, where, deep + 1) for value in values]
     if not isinstance(values, Mapping):
         return values
-    return {key: _without_kernels(value) for key, value in values.items() if not KERNEL_CHOICE.match(str(key))}
+    for key, value in values.items():
+        if KERNEL_CHOICE.match(str(key)) and (fetched := REPOSITORY.search(json.dumps(value, default=str))):
+            message = "{file}: {name} names code to be fetched and run ({value}); it is refused"
+            raise InputError(t(message, file=where, name=key, value=fetched[0][:80]))
+    kept = {key: value for key, value in values.items() if not (KERNEL_CHOICE.match(str(key)) or key in CODE)}
+    return {key: _without_code(value, where, deep + 1) for key, value in kept.items()}
+
+
+def names_code(folder: Path) -> str:
+    """What of a folder's config.json names code of its own, in words; "" for nothing. None of it is ever run."""
+    values, _ = _read_json(folder)
+    named = [key for key in CODE if values.get(key)]
+    modules = ", ".join(sorted(_code(values.get("auto_map"))))
+    return ", ".join(named) + (f" ({modules})" if modules else "")
 
 
 def kind_of(config: PretrainedConfig) -> str:

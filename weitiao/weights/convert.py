@@ -2,6 +2,7 @@
 
     weitiao convert chatglm3-6b/ glm3/
     weitiao convert llama-2-7b/ llama2/                 # consolidated.*.pth, params.json, tokenizer.model
+    weitiao convert epoch=3.ckpt model.safetensors      # and between the other forms: rewrite.py
 
 ChatGLM2-6B and ChatGLM3-6B (config.json: chatglm with multi_query_group_num) become Glm, with q, k and v apart, and get
 the chat template that they were trained with; the first ChatGLM-6B needs no rewriting. Llama as first published
@@ -25,26 +26,33 @@ import typer
 from weitiao.errors import InputError, say, t
 from weitiao.weights import sentencepiece, tensors
 from weitiao.weights.folders import whole
-from weitiao.weights.inspect import read_json
+from weitiao.weights.inspect import read_json, weight_files
+from weitiao.weights.rewrite import DTYPES, rewrite
 from weitiao.weights.tensors import Tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-def convert(source: str | Path, folder: str | Path) -> Path:
-    """The model in ``source`` rewritten into ``folder``; InputError for a layout that is not known."""
+def convert(source: str | Path, folder: str | Path, dtype: str | None = None) -> Path:
+    """The model in ``source`` rewritten into ``folder``, or a file of tensors into a file or folder of another form,
+    its floats as ``dtype``; InputError for a layout that is not known."""
     source, folder = Path(source), Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(t("{path}: exists already; name a new folder", path=folder))
     layout = next((layout for known, layout in LAYOUTS if known(source)), None)
     if layout is None:
+        pickled = any(file.suffix != ".safetensors" for file in weight_files(source, [])) and not _is_first(source)
+        if source.is_file() or pickled or (folder.suffix and source.is_dir()):
+            return rewrite(source, folder, dtype)
         message = (
             "{path}: neither a ChatGLM2 or ChatGLM3 folder nor Llama's own files (params.json, consolidated.*.pth)"
         )
-        if (source / "config.json").is_file() and read_json(source / "config.json").get("model_type") == "chatglm":
+        if _is_first(source):
             message = "{path}: the first ChatGLM-6B opens as it is; name the folder itself (model.path={path})"
         raise InputError(t(message, path=source))
+    if dtype is not None:
+        raise InputError(t("--dtype: a model in its first layout keeps its own"))
     config, found = layout(source)
     size = sum(
         file.stat().st_size for file in (*source.glob("*.bin"), *source.glob("*.safetensors"), *source.glob("*.pth"))
@@ -59,6 +67,12 @@ def convert(source: str | Path, folder: str | Path) -> Path:
             say("chat template: {name}", name=name.removesuffix(".jinja"))
         tensors.write(temporary, found)
     return folder
+
+
+def _is_first(folder: Path) -> bool:
+    """Whether this is a ChatGLM that is neither the second nor the third."""
+    file = folder / "config.json"
+    return file.is_file() and read_json(file).get("model_type") == "chatglm"
 
 
 # ---- ChatGLM2 and ChatGLM3 -----------------------------------------------------------------------------------------
@@ -249,8 +263,15 @@ SPECIAL: dict[str, dict[str, Any]] = {
 
 
 def verb(
-    source: Annotated[Path, typer.Argument(metavar="FOLDER", help="a model in another layout")],
-    folder: Annotated[Path, typer.Argument(metavar="OUT", help="the new model folder")],
+    source: Annotated[Path, typer.Argument(metavar="FROM", help="a model in another layout, or a file of tensors")],
+    folder: Annotated[
+        Path, typer.Argument(metavar="OUT", help="the new model folder, or a file: .safetensors .bin .pt .pth .ckpt")
+    ],
+    dtype: Annotated[
+        str | None, typer.Option(help="what floats become: float32, bfloat16 or float16; as they are if absent")
+    ] = None,
 ) -> None:
-    """Rewrite a model into the layout that every other verb reads."""
-    say("done: {path}", path=convert(source, folder))
+    """Rewrite a model into the layout that every other verb reads, or tensors into another form of file."""
+    if dtype not in (None, *DTYPES):
+        raise InputError(t("--dtype: {name} is none of {known}", name=dtype, known=", ".join(DTYPES)))
+    say("done: {path}", path=convert(source, folder, dtype))

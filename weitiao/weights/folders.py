@@ -19,10 +19,12 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from weitiao.errors import t
+from weitiao.errors import redact, t
 from weitiao.runs import disk_error
 
 MANIFEST = "manifest.json"
+TEXTS, VOCABULARIES = (".json", ".md", ".yaml", ".txt"), ("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt")
+SCRUBBED_BYTES = 4 << 20
 ROOM_BYTES = 1 << 20  # headers and JSON beside the tensors
 
 
@@ -42,6 +44,8 @@ def whole(path: Path, tensor_bytes: int) -> Iterator[Path]:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         temporary.mkdir()
         yield temporary
+        if not (temporary / MANIFEST).exists():
+            _scrub(temporary)
         for file in (*temporary.rglob("*"), temporary):
             file.chmod(0o755 if file.is_dir() else 0o644)  # safetensors writes files that only their owner may read
             flush(file)
@@ -55,6 +59,15 @@ def whole(path: Path, tensor_bytes: int) -> Iterator[Path]:
     finally:
         for rest in (temporary, former):
             shutil.rmtree(rest, ignore_errors=True)
+
+
+def _scrub(folder: Path) -> None:
+    """No secret leaves in what is saved: a base's own config.json may hold its owner's token."""
+    for file in folder.rglob("*"):
+        if file.suffix in TEXTS and file.name not in VOCABULARIES and file.stat().st_size <= SCRUBBED_BYTES:
+            text = file.read_text(encoding="utf-8", errors="surrogateescape")
+            if (clean := redact(text)) != text:
+                file.write_text(clean, encoding="utf-8", errors="surrogateescape")
 
 
 def flush(path: Path) -> None:

@@ -3,34 +3,23 @@
     for tensor in headers("models/qwen2-0.5b"): print(tensor.name, tensor.shape, tensor.dtype)
     check_folder("models/qwen2-0.5b")       # one InputError names every file that is missing or cut short
 
-The safetensors layout is 8 bytes of header length, a JSON header, then the data
-(https://github.com/huggingface/safetensors#format). Sizes are checked against each other and against the file.
+Files of every form that ``formats`` knows are described; what is odd about a file is said beside its tensors.
 """
 
 from __future__ import annotations
 
 import json
-import math
-import zipfile
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from weitiao.errors import InputError, t
+from weitiao.errors import InputError, first_of, t
+from weitiao.weights import bounded, formats, gguf, tokenizer
+from weitiao.weights.header import TensorInfo, is_pointer, pointer
 
-HEADER_LIMIT_BYTES = 100_000_000  # the format's own limit
-BITS = {
-    **dict.fromkeys(("F64", "I64", "U64", "C64"), 64),
-    **dict.fromkeys(("F32", "I32", "U32"), 32),
-    **dict.fromkeys(("F16", "BF16", "I16", "U16"), 16),
-    **dict.fromkeys(("I8", "U8", "BOOL", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), 8),
-    **dict.fromkeys(("F6_E2M3", "F6_E3M2"), 6),
-    "F4": 4,
-}
 SAFETENSORS, INDEX = "model.safetensors", "model.safetensors.index.json"
 BIN, BIN_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -39,106 +28,16 @@ TOKENIZERS = (
     *("vocab.json", "vocab.txt"),
 )
 UNFINISHED = (".incomplete", ".part", ".partial", ".aria2", ".crdownload", ".download", ".tmp")
-LFS_POINTER = b"version https://git-lfs.github.com/spec/v1"
-LARGEST_SHOWN = 8
-
-
-@dataclass(frozen=True)
-class TensorInfo:
-    """One tensor of a file, from the file's header."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: str  # as safetensors writes it: F32, BF16, F16, I8, …
-    bytes: int
-    file: str
-    start: int  # first byte of its data in the file
-
-    @property
-    def parameters(self) -> int:
-        """Number of elements."""
-        return math.prod(self.shape)
-
-
-# ---- one safetensors file ------------------------------------------------------------------------------------------
-
-
-def read_header(path: str | Path) -> list[TensorInfo]:
-    """The tensors of one safetensors file in the order of their data. InputError for a file that contradicts itself."""
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(t("no such file: {path}", path=path))
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        start = file.read(8)
-        length = int.from_bytes(start, "little")
-        if start and LFS_POINTER.startswith(start):
-            raise InputError(_pointer(path))
-        if len(start) < 8 or length > HEADER_LIMIT_BYTES or 8 + length > size:
-            raise InputError(
-                _bad(path, t("its header is said to be {length} bytes of {size}", length=length, size=size))
-            )
-        text = file.read(length)
-    try:
-        header = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise InputError(_bad(path, t("its header is not JSON"))) from error
-    if not isinstance(header, dict):
-        raise InputError(_bad(path, t("its header is not JSON")))
-    header.pop("__metadata__", None)
-    tensors = [_tensor(path, str(name), entry, 8 + length) for name, entry in header.items()]
-    tensors.sort(key=lambda tensor: (tensor.start, tensor.bytes))
-    _check_layout(path, tensors, 8 + length, size)
-    return tensors
-
-
-def _tensor(path: Path, name: str, entry: Any, data_start: int) -> TensorInfo:
-    """One entry of a header, its sizes checked against each other."""
-    try:
-        dtype, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
-        numbers = [*shape, begin, end]
-    except (TypeError, KeyError, ValueError) as error:
-        raise InputError(_bad(path, t("{name}: dtype, shape or data_offsets is missing", name=name))) from error
-    if any(type(number) is not int or number < 0 for number in numbers) or dtype not in BITS:
-        raise InputError(
-            _bad(path, t("{name}: dtype {dtype}, shape {shape} cannot be", name=name, dtype=dtype, shape=shape))
-        )
-    if (end - begin) * 8 != math.prod(shape) * BITS[dtype]:
-        message = "{name}: {bytes} bytes are not {dtype} of shape {shape}"
-        raise InputError(_bad(path, t(message, name=name, bytes=end - begin, dtype=dtype, shape=list(shape))))
-    return TensorInfo(name, shape, dtype, end - begin, path.name, data_start + begin)
-
-
-def _check_layout(path: Path, tensors: list[TensorInfo], start: int, size: int) -> None:
-    """The data must follow each other without a gap or an overlap and end with the file."""
-    for tensor in tensors:
-        if tensor.start != start:
-            raise InputError(
-                _bad(path, t("{name}: its data overlap another tensor's or leave a gap", name=tensor.name))
-            )
-        start += tensor.bytes
-    if start > size:
-        message = "{path}: cut short, {size} of {whole} bytes"
-        raise InputError(t(message, path=path, size=size, whole=start))
-    if start < size:
-        raise InputError(_bad(path, t("{count} bytes follow the last tensor", count=size - start)))
-
-
-def _bad(path: Path, reason: str) -> str:
-    return t("{path}: not a sound safetensors file: {reason}", path=path, reason=reason)
-
-
-def _pointer(path: Path) -> str:
-    return t("{path}: a git-lfs pointer, not the file itself; run git lfs pull in its folder", path=path)
+LARGEST_SHOWN, NAMED, BESIDE = 8, 5, 12
 
 
 # ---- a folder ------------------------------------------------------------------------------------------------------
 
 
 def headers(folder: str | Path) -> list[TensorInfo]:
-    """Every tensor of a safetensors file, a model folder or an adapter folder, file by file.
+    """Every tensor of a file, a model folder or an adapter folder, file by file.
 
-    InputError names every file that is missing or unsound; a folder with other formats only has no such table.
+    InputError names every file that is missing or unsound.
     """
     problems: list[str] = []
     tensors = _headers(Path(folder), problems)
@@ -148,23 +47,23 @@ def headers(folder: str | Path) -> list[TensorInfo]:
 
 
 def weight_bytes(folder: Path) -> int:
-    """Bytes of a folder's weights; of .bin files, which have no table to be read, those of the files."""
-    files = weight_files(folder, [])
-    if any(file.suffix == ".bin" for file in files):
-        return sum(file.stat().st_size for file in files)
+    """Bytes of a folder's weights."""
     return sum(tensor.bytes for tensor in headers(folder))
 
 
 def _headers(path: Path, problems: list[str]) -> list[TensorInfo]:
     """The tensors that can be read; what is wrong goes to ``problems``."""
+    return [tensor for found in _described(path, problems).values() for tensor in found.tensors]
+
+
+def _described(path: Path, problems: list[str]) -> dict[str, formats.Found]:
+    """What each file of weights that can be read holds, by its name; what is wrong goes to ``problems``."""
     files = [path] if path.is_file() else weight_files(path, problems)
-    tensors: list[TensorInfo] = []
-    for file in files:
-        if file.suffix == ".safetensors" and file.is_file():
-            tensors += _gather(problems, read_header, file) or []
-    if not problems and not tensors:
-        problems.append(t("{path}: no safetensors file with tensors here", path=path))
-    return tensors
+    found = {file.name: _gather(problems, formats.describe, file) for file in files if file.is_file()}
+    found = {name: described for name, described in found.items() if described}
+    if not problems and not any(described.tensors for described in found.values()):
+        problems.append(t("{path}: no file with tensors here", path=path))
+    return found
 
 
 def _gather(problems: list[str], work: Any, *values: Any) -> Any:
@@ -193,7 +92,7 @@ def weight_files(folder: Path, problems: list[str]) -> list[Path]:
             return files
     if (folder / ADAPTER).is_file():
         return [folder / ADAPTER]
-    others = sorted(folder.glob("*.safetensors"))
+    others = [file for suffix in formats.SUFFIXES for file in sorted(folder.glob(f"*{suffix}"))]
     if (folder / "config.json").is_file() or not others:
         problems.append(t("{path}: no weights ({single} or {index})", path=folder, single=SAFETENSORS, index=INDEX))
         return []
@@ -214,60 +113,54 @@ def _index(path: Path) -> dict[str, str]:
 
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file; InputError if there is none."""
-    if not path.is_file():
-        raise InputError(t("no such file: {path}", path=path))
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise InputError(t("{path}: not JSON ({reason})", path=path, reason=error)) from error
-    if not isinstance(values, dict):
-        raise InputError(t("{path}: not a JSON object", path=path))
-    return values
+    return bounded.json_object(path)
 
 
 def check_tokenizer(folder: str | Path) -> None:
-    """InputError unless the folder has a tokenizer file."""
+    """InputError unless the folder has a tokenizer file, and nothing in its files says what cannot be."""
     path = Path(folder)
+    refuse_links(path)
+    tokenizer.check(path)
     if not any((path / name).is_file() for name in TOKENIZERS):
         raise InputError(t("{path}: no tokenizer ({names})", path=path, names=", ".join(TOKENIZERS[:2]) + ", …"))
 
 
-def check_folder(folder: str | Path, tokenizer: bool = False) -> None:
-    """InputError that names every file a model folder lacks, has in part, or has unsound; ``tokenizer``: that too."""
+def refuse_links(folder: Path) -> None:
+    """InputError for a link that leads out of the folder, as a file that was unpacked may hold; the hub's cache links
+    from snapshots/COMMIT to blobs beside it, which is inside."""
+    whole = folder.resolve()
+    roots = [whole, whole.parent.parent / "blobs"] if whole.parent.name == "snapshots" else [whole]
+    links = [file for file in folder.iterdir() if file.is_symlink()] if folder.is_dir() else []
+    outside = [file for file in links if not any(file.resolve().is_relative_to(root) for root in roots)]
+    if outside:
+        message = "{path}: a link out of its folder, to {target}; put the file itself there"
+        raise InputError([t(message, path=file, target=file.resolve()) for file in outside])
+
+
+def check_folder(folder: str | Path, with_tokenizer: bool = False) -> None:
+    """InputError that names every file a model folder lacks, has in part, or has unsound; ``with_tokenizer``: those."""
     path = Path(folder)
     if not path.is_dir():
         raise InputError(t("no such folder: {path}", path=path))
     if (path / ADAPTER_CONFIG).is_file():
         base = read_json(path / ADAPTER_CONFIG).get("base_model_name_or_path")
         raise InputError(t("{path}: an adapter of {base}, not a whole model", path=path, base=base))
+    refuse_links(path)
     problems: list[str] = []
     if not (path / "config.json").is_file():
         problems.append(t("{path}: missing", path=path / "config.json"))
-    elif _is_pointer(path / "config.json"):
-        problems.append(_pointer(path / "config.json"))
-    if tokenizer:
+    elif is_pointer(path / "config.json"):
+        problems.append(pointer(path / "config.json"))
+    if with_tokenizer:
         _gather(problems, check_tokenizer, path)
     for file in weight_files(path, problems):
         if file.is_file():
-            _gather(problems, read_header if file.suffix == ".safetensors" else _check_bin, file)
+            _gather(problems, formats.describe, file)
     if problems:
         left = sorted(file.name for file in path.iterdir() if file.name.endswith(UNFINISHED))
         if left:
             problems.append(t("{path}: an unfinished download: {names}", path=path, names=", ".join(left)))
         raise InputError(problems)
-
-
-def _is_pointer(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(len(LFS_POINTER)) == LFS_POINTER
-
-
-def _check_bin(path: Path) -> None:
-    """A torch file is a zip archive whose directory is at its end, so one that is cut short has none."""
-    if _is_pointer(path):
-        raise InputError(_pointer(path))
-    if not zipfile.is_zipfile(path):
-        raise InputError(t("{path}: cut short, or not a torch file of torch 1.6 or later", path=path))
 
 
 # ---- weitiao inspect -----------------------------------------------------------------------------------------------
@@ -280,7 +173,8 @@ def report(path: str | Path) -> dict[str, Any]:
     if path.is_dir() and not weight_files(path, []):  # a run's folder: what it trained
         place = next((path / name for name in ("model", "adapter") if (path / name).is_dir()), path)
     problems: list[str] = []
-    tensors = _headers(place, problems)
+    found = _described(place, problems)
+    tensors = [tensor for one in found.values() for tensor in one.tensors]
     if not tensors:
         raise InputError(problems)
     by_dtype: Counter[str] = Counter()
@@ -296,7 +190,10 @@ def report(path: str | Path) -> dict[str, Any]:
         "kind": "adapter" if adapter else "model",
         "model_type": config.get("model_type"),
         "base": adapter.get("base_model_name_or_path"),
-        "files": {name: (folder / name).stat().st_size for name in sorted({tensor.file for tensor in tensors})},
+        "files": {name: (folder / name).stat().st_size for name in sorted(found)},
+        "holds": sorted({f"{one.form}: {one.holds}" for one in found.values()}),
+        "left_out": {name: what for one in found.values() for name, what in one.left_out.items()},
+        "odd": _odd(tensors),
         "tensors": len(tensors),
         "parameters": sum(tensor.parameters for tensor in tensors),
         "bytes": sum(tensor.bytes for tensor in tensors),
@@ -308,6 +205,25 @@ def report(path: str | Path) -> dict[str, Any]:
         "largest": [_row(tensor) for tensor in largest],
         "all": [_row(tensor) for tensor in tensors],
     }
+
+
+def _odd(tensors: list[TensorInfo]) -> list[str]:
+    """What a person would want to know of tensors that are sound."""
+    said = []
+    places: dict[tuple[str, int, int], list[str]] = {}
+    for tensor in tensors:
+        if tensor.parameters:
+            places.setdefault((tensor.file, tensor.start, tensor.bytes), []).append(tensor.name)
+    shared = [names for names in places.values() if len(names) > 1]
+    said += [t("the same bytes under several names: {names}", names=", ".join(names[:4])) for names in shared[:NAMED]]
+    if views := [tensor.name for tensor in tensors if tensor.strides]:
+        said.append(t("{count} tensors do not lie row after row ({name} first)", count=len(views), name=views[0]))
+    if empty := [tensor.name for tensor in tensors if not tensor.parameters]:
+        said.append(t("{count} tensors without elements ({name} first)", count=len(empty), name=empty[0]))
+    if wide := [tensor.name for tensor in tensors if tensor.dtype == "F64"]:
+        said.append(t("{count} tensors in float64, twice what is needed ({name} first)", count=len(wide), name=wide[0]))
+    unread = sorted({tensor.dtype for tensor in tensors} - formats.TORCH.keys() - gguf.BLOCKS.keys())
+    return said + ([t("types that are shown and not read: {names}", names=", ".join(unread))] if unread else [])
 
 
 def _row(tensor: TensorInfo) -> dict[str, Any]:
@@ -340,7 +256,12 @@ def _missing(folder: Path) -> list[str]:
 
 
 def verb(
-    path: Annotated[Path, typer.Argument(help="a model folder, an adapter folder, a run, or a safetensors file")],
+    path: Annotated[
+        Path,
+        typer.Argument(
+            help="a model folder, an adapter folder, a run, or a file: safetensors, .bin, .pt, .pth, .ckpt, .gguf"
+        ),
+    ],
     as_json: Annotated[bool, typer.Option("--json", help="one JSON object on stdout")] = False,
 ) -> None:
     """Show the tensors of a model without loading it: sizes, dtypes, what is missing or doubled."""
@@ -349,6 +270,12 @@ def verb(
         print(json.dumps(found, ensure_ascii=False))
     else:
         _print_table(found)
+
+
+def _beside(left_out: Mapping[str, str]) -> str:
+    """What a file holds beside weights, a line each; of many the first."""
+    lines = [f"{name[:60]}: {what}" for name, what in left_out.items()]
+    return "\n".join(first_of(lines, BESIDE))
 
 
 def _print_table(found: dict[str, Any]) -> None:
@@ -375,7 +302,11 @@ def _print_table(found: dict[str, Any]) -> None:
     ]
     if found["tied_embeddings"] is not None:
         rows.append((t("head"), t("tied to the embedding") if found["tied_embeddings"] else t("its own weights")))
+    rows.append((t("holds"), "\n".join(found["holds"])))
+    left = found["left_out"]
+    rows += [(t("beside the weights"), _beside(left))] if left else []
     for key, label in (
+        ("odd", t("odd")),
         ("missing", t("missing")),
         ("duplicates", t("stored twice")),
         ("unlisted", t("index and shards differ")),

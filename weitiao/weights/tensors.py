@@ -11,10 +11,10 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import TYPE_CHECKING
 
-from weitiao.errors import InputError, t
+from weitiao.errors import InputError
+from weitiao.weights import formats
 from weitiao.weights.inspect import INDEX, SAFETENSORS, weight_files
 
 if TYPE_CHECKING:
@@ -27,32 +27,17 @@ Tensors = Iterator[tuple[str, "Tensor"]]
 
 def read(folder: Path) -> Tensors:
     """Every tensor of a folder's safetensors or .bin files, file by file."""
-    from safetensors import safe_open
-
     problems: list[str] = []
     files = weight_files(folder, problems)
     if problems:
         raise InputError(problems)
     for file in files:
-        if file.suffix == ".safetensors":
-            with safe_open(file, framework="pt") as opened:
-                for name in opened.keys():  # noqa: SIM118 (no mapping)
-                    yield name, opened.get_tensor(name)
-        else:
-            yield from load(file).items()
+        yield from load(file).items()
 
 
 def load(file: Path) -> Mapping[str, Tensor]:
-    """The tensors of a pickled file, mapped and not read; whatever else it holds is refused."""
-    import torch
-
-    try:
-        return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except UnpicklingError as error:
-        message = "{path}: the file holds more than tensors, which could run code; it is refused"
-        raise InputError(t(message, path=file)) from error
-    except (RuntimeError, OSError, ValueError) as error:
-        raise InputError(t("{path}: {reason}", path=file, reason=" ".join(str(error).split()))) from error
+    """The tensors of a file of any form, mapped and not read; nothing that it holds is run."""
+    return formats.Tensors(file)
 
 
 def write(folder: Path, tensors: Tensors) -> None:
@@ -61,18 +46,22 @@ def write(folder: Path, tensors: Tensors) -> None:
 
     shards: list[dict[str, Tensor]] = [{}]
     names: list[list[str]] = []
+    starts: set[int] = set()
     held = total = 0
 
     def flush() -> None:
         save_file(shards[0], folder / f"{len(names):05d}.safetensors", metadata={"format": "pt"})
         names.append(list(shards[0]))
         shards[0] = {}
+        starts.clear()
 
     for name, tensor in tensors:
         if held and held + tensor.nbytes > SHARD_BYTES:
             flush()
             held = 0
-        shards[0][name] = tensor.contiguous()
+        tensor = tensor.contiguous()
+        shards[0][name] = tensor.clone() if tensor.data_ptr() in starts else tensor  # each has bytes of its own
+        starts.add(tensor.data_ptr())
         held, total = held + tensor.nbytes, total + tensor.nbytes
     flush()
     if len(names) == 1:
