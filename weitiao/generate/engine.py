@@ -61,8 +61,7 @@ def generate(
     ``stop_ids`` end an answer. ``tokenizer`` fills in ``Completion.text`` and is needed for ``options.stop``.
     ``on_token(row, id)`` sees every token as it is chosen, ``on_done(row, completion)`` every answer as it ends.
     A row also ends (``length``) at the model's last position. InputError: an empty prompt, one longer than the model's
-    positions, stop texts without a tokenizer.
-    """
+    positions, stop texts without a tokenizer."""
     options = options or SampleOptions()
     check_prompts(model, prompts)
     if options.stop and tokenizer is None:
