@@ -8,10 +8,10 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test matrix check-elsewhere soak-fetch soak-files soak-secrets lint base clean FORCE
+.PHONY: help setup demo test matrix check-elsewhere soak-fetch soak-files soak-secrets lint base clean FORCE soak-kill soak-rot soak-disk soak-nan
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z -]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo "  make setup TORCH_INDEX=URL   torch from another wheel index, such as the CPU one its install page names"
 
 setup: $(VENV)/.runtime $(VENV)/.tools ## .venv with the exact versions of constraints.txt
@@ -24,6 +24,9 @@ test: setup ## every test, on a CPU, offline
 
 matrix: setup ## every method on every model family and kind of base (an hour)
 	WEITIAO_MATRIX=1 $(BIN)/python -m pytest tests/methods
+
+soak-kill soak-rot soak-disk soak-nan: setup ## runs hit at random instants, bits, bytes and steps (docs: reliability)
+	$(BIN)/python -m tests.soak.$(@:soak-%=%)
 
 check-elsewhere: setup ## adapters saved here, loaded by PEFT in another environment (OTHER=its/bin/python): the same logits?
 	rm -rf runs/elsewhere

@@ -201,9 +201,9 @@ def soak(
     RESULTS.mkdir(parents=True, exist_ok=True)
     file = RESULTS / f"{name}.jsonl"
     lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-    done, end = {line["seed"] for line in lines}, time.monotonic() + options.seconds
+    done = {line["seed"] for line in lines}
     with tempfile.TemporaryDirectory(dir=SCRATCH) as scratch, file.open("a") as log:
-        prepared = prepare(Path(scratch))
+        prepared, end = prepare(Path(scratch)), time.monotonic() + options.seconds
         for seed in range(options.count):
             if seed in done or time.monotonic() > end:
                 continue

@@ -9,7 +9,7 @@ A leap is judged by the last steps that passed. The loss may rise above the medi
 times what it has risen above it already (or 1.4826 times the median distance from it, which for normal noise is the
 standard deviation), and to ``LOSSES`` times the highest of the run in any case; the gradient's norm to ``NORMS`` times
 the window's highest and twice the run's. Warm-up and the first ``SETTLED`` steps are too few to judge by: there only a
-loss ``TIMES_AT_FIRST`` times the highest so far and ``NATS_AT_FIRST`` above it, or a norm of ``NORMS_AT_FIRST`` times the
+loss ``TIMES_AT_FIRST`` times the highest so far and ``NATS_AT_FIRST`` above it, or a norm ``NORMS_AT_FIRST`` times the
 highest, counts.
 
 ``json_number`` writes such values into metrics.jsonl: JSON has no NaN, so they stand there as the strings "NaN",
