@@ -143,7 +143,6 @@ class Run:
             "predictions.jsonl",
             "report.md",
             "report.html",
-            "report.json",
             "loss.png",
             RECIPE,
         ):
