@@ -161,7 +161,7 @@ class Run:
         ):
             shutil.rmtree(folder, ignore_errors=True)
         files = (METRICS, "env.json", "plan.json", "predictions.jsonl", "bad_rows.jsonl", "loss.png")
-        reports = (f"report.{kind}" for kind in ("md", "html", "json"))
+        reports = ("report.md", "report.html")
         for name in (*files, *reports, RECIPE):  # without its recipe it is a run no more, so that goes last
             (self.path / name).unlink(missing_ok=True)
 

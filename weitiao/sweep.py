@@ -295,7 +295,7 @@ def ladder(values: Mapping[str, Any], rungs: Sequence[tuple[int, int]], generato
     failed = []
     for (width, count), part in parts.items():
         steps = _packed_steps(part, count) or _steps_for(part, count, generators)
-        part["train"] = {**part["train"], "max_steps": steps, "evaluate_every": max(1, steps // 4)}
+        part["train"] = {**part["train"], "max_steps": steps, "evaluate_every": -(-steps // 4)}
         say("ladder: width {width}, {tokens} tokens", width=width, tokens=f"{count:,}")
         row = _row(part)
         failed += [f"{part['output']}: {row['error']}"] if "error" in row else []

@@ -211,7 +211,6 @@ def _report(run: Run, figures: Mapping[str, Any], systems: Mapping[str, Mapping[
     end of the demo on stderr."""
     from weitiao.evaluate.compare import dialogues as shown
     from weitiao.evaluate.compare import table
-    from weitiao.evaluate.page import write_page
 
     tests = measured.parts["test"]
     side_by_side = table({name: systems[name] for name in ORDER}, TABLE)
@@ -237,7 +236,7 @@ def _report(run: Run, figures: Mapping[str, Any], systems: Mapping[str, Mapping[
     head = ["# " + t("The hotel assistant"), "", counted, unseen, "", side_by_side, reached, ""]
     talk = ["## " + t("Three dialogues"), "", shown(tests, measured.turns, 3)]
     lines = [*head, *talk, (run.path / "report.md").read_text(encoding="utf-8")]
-    write_page(run.write("report.md", "\n".join(lines)))
+    run.write("report.md", "\n".join(lines))
     print(f"\n{side_by_side}\n{shown(tests, measured.turns, 1)}", file=sys.stderr)
     say("report: {path}", path=run.path / "report.md")
     say("talk to it: {command}", command=command("weitiao", "chat", run.path))

@@ -1,6 +1,6 @@
 """Plan against fact: the report of a finished run.
 
-report(recipe, run, ready, done, figures={})        # report.md, report.html, report.json and loss.png
+report(recipe, run, ready, done, figures={})        # report.md and loss.png
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
-from weitiao.errors import InputError, say, t
+from weitiao.errors import InputError, RunError, say, t
 from weitiao.evaluate.compare import listing, markdown, shown
 from weitiao.evaluate.page import write_page
 from weitiao.evaluate.plot import curves
@@ -86,7 +86,7 @@ def finished(run: Run) -> tuple[Fit, Plan]:
 
 def report(recipe: Sections, run: Run, ready: Prepared, done: Fit, figures: Mapping[str, Any]) -> Path:
     """Write ``loss.png`` and ``report.md``: what was run, plan against fact, the curves, the measures, and the commands
-    that go on from here; the same as one page (``report.html``) and as ``report.json``."""
+    that go on from here."""
     plan, metrics, peak = ready.plan, run.metrics(), peak_bytes()
     curves(metrics, run.path / "loss.png")
     planned, took = plan.total_seconds, sum(record.get("seconds", 0.0) for record in metrics)
@@ -114,16 +114,7 @@ def report(recipe: Sections, run: Run, ready: Prepared, done: Fit, figures: Mapp
     measure = command("weitiao", "eval", run.path, "--task", "classify" if labels else "perplexity", "--data", "FILE")
     chat = [] if labels else [command("weitiao", "chat", run.path)]
     parts.append("\n".join([f"## {t('Next')}", "", "```sh", *chat, measure, "```", ""]))
-    run.write("report.json", {
-        "facts": dict(_facts(recipe, ready, done)),
-        "planned": {"host_peak_bytes": plan.host_peak_bytes, "seconds": planned, "disk_bytes": plan.disk_bytes},
-        "measured": {"host_peak_bytes": peak, "seconds": took, "disk_bytes": disk_bytes(run)},
-        "validations": [record for record in metrics if record.get("validation")],
-        "figures": dict(figures),
-    })  # fmt: skip
-    path = run.write("report.md", "\n".join(part for part in parts if part))
-    write_page(path)
-    return path
+    return run.write("report.md", "\n".join(part for part in parts if part))
 
 
 def _facts(recipe: Sections, ready: Prepared, done: Fit) -> list[list[str]]:
@@ -189,8 +180,17 @@ def verb(
         print(json.dumps(found, ensure_ascii=False))
     elif (run.path / "report.md").is_file():
         print((run.path / "report.md").read_text(encoding="utf-8"), end="")
-        if (run.path / "report.html").is_file():
-            say("as a page: {path}", path=run.path / "report.html")
+        page(run)
     else:
         again = command("weitiao", "train", "--resume", folder)
         raise InputError(t("{path}: the run has not finished; go on with: {command}", path=run.path, command=again))
+
+
+def page(run: Run) -> None:
+    """Write ``report.html``: the run's report and, if it was compared, the comparison, as one page without anything
+    beside it; where the folder cannot be written to, that is said."""
+    compared = run.path / "compare" / "compare.md"
+    try:
+        say("as a page: {path}", path=write_page(run.path / "report.md", [compared] if compared.is_file() else []))
+    except RunError as error:
+        say("{line}", line=error)
