@@ -59,7 +59,7 @@ def go(spec: dict[str, Any], folder: Path, resume: bool = False, **more: Any) ->
     model = model_with(spec["method"], dtype=spec.get("dtype", "float32"))
     for module in model[0].modules() if "dropout" in spec["method"] else ():
         if hasattr(module, "attention_dropout"):
-            module.attention_dropout = 0.2
+            module.attention_dropout = 0.2  # type: ignore[assignment]
     given = {"task": spec.get("task", {}), "options": spec["options"], "validation": rows(3, seed=5)}
     _, tuned, run = train(folder, rows(14), spec["method"], model=model, resume=resume, **given | more)
     return {"losses": losses(run), "weights": weights_hash(tuned)}
@@ -68,7 +68,8 @@ def go(spec: dict[str, Any], folder: Path, resume: bool = False, **more: Any) ->
 def launch(work: Callable[[], dict[str, Any]], folder: Path) -> int:
     """Fork a child that does ``work`` and writes what it gives to ``folder``/result.json; its pid. The child ends with
     0, STOPPED after a signal, 1 after an error, whose words are in ``folder``/errors."""
-    sys.stdout.flush(), sys.stderr.flush()
+    sys.stdout.flush()
+    sys.stderr.flush()
     pid = os.fork()
     if pid:
         return pid
