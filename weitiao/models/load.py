@@ -253,7 +253,7 @@ def _tokenizer(path: Path) -> PreTrainedTokenizerFast:
         raise InputError(t("{path}: the tokenizer cannot be read ({reason})", path=path, reason=error)) from error
 
 
-def _hidden(path: Path) -> dict[str, None]:
+def _hidden(path: Path) -> dict[str, Any]:
     """The keys of tokenizer_config.json that hold a secret: transformers makes a token of whatever ends in _token, and
     saves it."""
     file = path / "tokenizer_config.json"
