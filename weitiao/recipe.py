@@ -100,6 +100,8 @@ def check(recipe: Recipe, tree: Tree | None = None, *, generators: Iterable[str]
     if output in (base, *base.parents):
         what = t("would overwrite the base model {path}", path=first.model.path)
         problems.append(config.problem(tree, "output", what))
+    if what := checks.unwritable(output):
+        problems.append(config.problem(tree, "output", what))
     if problems:
         raise InputError(list(dict.fromkeys(problems)))
 

@@ -124,13 +124,15 @@ def test_a_bad_config_is_named(text, said, tmp_path):
 
 
 def test_a_config_cannot_choose_kernels(tmp_path):
-    (tmp_path / "config.json").write_text(
-        json.dumps(
-            {"model_type": "llama", "_attn_implementation_internal": "evil/kernel", "attn_implementation": "a/b"}
-        )
-    )
+    def written(**values: str) -> None:
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"} | values))
+
+    written(_attn_implementation_internal="evil/kernel", attn_implementation="a/b")
+    with pytest.raises(InputError, match="names code to be fetched"):
+        shape.read_config(tmp_path)
+    written(_attn_implementation_internal="paged_flash", attn_implementation="flash_attention_2")
     config = shape.read_config(tmp_path)
-    assert "evil" not in str(config.to_dict()) and config._attn_implementation in (None, "sdpa", "eager")
+    assert "flash" not in str(config.to_dict()) and config._attn_implementation in (None, "sdpa", "eager")
     assert isinstance(config, type(AutoConfig.for_model("llama")))
 
 

@@ -89,11 +89,14 @@ def demo(
         "output": str(output),
         "train": RECIPE["train"] | {"epochs": epochs, "seed": seed},
     }
+    recipe, former = Recipe.model_validate(values), Run(output)
+    there = is_run(output)
+    resume = there and not former.finished and former.recipe() == recipe.model_dump(mode="json")
     try:
-        result = run(Recipe.model_validate(values), evaluators={"dialogue": measured.watch}, overwrite=is_run(output))
+        result = run(recipe, evaluators={"dialogue": measured.watch}, overwrite=there and not resume, resume=resume)
     except Interrupted:
-        again = command("weitiao", "demo", "--seed", seed, "--output", output)
-        raise Interrupted(t("stopped; start it again with: {command}", command=again)) from None
+        again = command("weitiao", "demo", "--seed", seed, "--output", output, "--dialogues", count, "--epochs", epochs)
+        raise Interrupted(t("stopped; tuning goes on from here with: {command}", command=again)) from None
     _record_tools(result.run, seed)
     _heading(4, t("the tuned model on the test dialogues"))
     tuned = open_model(output)

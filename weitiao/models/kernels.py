@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from weitiao.errors import say
+from weitiao.errors import say, t
 from weitiao.machine.speed import cache_folder
 
 SOURCE = Path(__file__).with_name("kernels.c")
@@ -53,7 +53,9 @@ def compiled() -> Any:
             raise OSError("no C compiler")
         return ctypes.CDLL(str(_built(compiler.split())))
     except (OSError, subprocess.SubprocessError) as error:
-        lines = (getattr(error, "stderr", "") or str(error)).strip().splitlines()
+        slow = isinstance(error, subprocess.TimeoutExpired)
+        said = t("the compiler took more than {seconds} s", seconds=SECONDS) if slow else getattr(error, "stderr", "")
+        lines = (said or str(error)).strip().splitlines()
         message = "no compiled kernels ({reason}); training goes on with transformers' own modules, which are slower"
         say(message, reason=lines[-1] if lines else type(error).__name__)
         return None

@@ -6,6 +6,8 @@ for key, what in (*absent(recipe, generators), *contradictions(recipe, measured=
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -40,6 +42,16 @@ class Sections(Protocol):
     def evaluate(self) -> EvaluateOptions | None: ...
     @property
     def output(self) -> str: ...
+
+
+def unwritable(output: Path) -> str:
+    """Why a run's folder cannot be written; "" where nothing stands in its way."""
+    place = next((path for path in (output, *output.parents) if path.exists()), output)
+    if not place.is_dir():
+        return t("cannot be written: {path} is a file", path=place)
+    if not os.access(place, os.W_OK):  # a read-only file system, too
+        return t("cannot be written: {path}: {reason}", path=place, reason=os.strerror(errno.EACCES))
+    return ""
 
 
 def absent(recipe: Sections, generators: Iterable[str]) -> Iterator[tuple[str, str]]:

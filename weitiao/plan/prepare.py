@@ -137,7 +137,7 @@ def base_folder(model: ModelOptions) -> Path:
     folder = fetch.resolve(model.path, model.revision)
     folder = Run(folder).final if is_run(folder) else folder
     if (folder / "adapter_config.json").is_file():
-        merge = command("weitiao", "merge", model.path)
+        merge = command("weitiao", "merge", model.path, "OUT")
         raise InputError(t("model.path: {path} is an adapter; merge it first: {command}", path=folder, command=merge))
     inspect.check_folder(folder)
     return folder
