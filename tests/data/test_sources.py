@@ -546,3 +546,10 @@ def test_words_of_a_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_text_of_writes_calls_as_json():
     assert text_of(Chat(CALLED)) == '问\n{"name": "search", "arguments": {"area": "北京", "price": 400}}\n[]\n答'
+
+
+def test_a_record_among_prompts_that_would_lose_its_input_is_named(tmp_path: Path):
+    rows = [{"prompt": f"几点{number}？", "answer": "八点"} for number in range(3)]
+    lost = {"instruction": "翻译", "input": "早上好", "output": "Good morning"}
+    (problem,) = problems(tmp_path, *rows, lost)[:1]
+    assert ":4: not of layout prompt" in problem

@@ -85,7 +85,7 @@ class Layout:
         """The row of ``record``; RowError says what is wrong with it. ``id`` names it if it brings no id of its own."""
         if not isinstance(record, Mapping):
             raise RowError(t("found {found}, expected an object with keys", found=shown(record)))
-        if self.template is None and _telltale(self.name, record) is None:
+        if self.template is None and (_telltale(self.name, record) is None or self._loses(record)):
             keys = ", ".join(map(str, record)) or t("none")
             raise RowError(t("not of layout {layout}: its keys are {keys}", layout=self.name, keys=keys))
         record = {key: value for key, value in record.items() if value is not None}
@@ -114,6 +114,11 @@ class Layout:
         tools = _tools(record)
         _check_called(messages, tools)
         return Chat(tuple(messages), tools, **common)
+
+    def _loses(self, record: Record) -> bool:
+        """Whether a record among prompts is an alpaca one, of whose question only a part would be read."""
+        alone = self.name == "prompt" and _first(PROMPT_NAMES, record) == "instruction"
+        return alone and _telltale("alpaca", record) is not None and bool(record.get("input"))
 
     def _note(self, record: Record, *used: str) -> None:
         self.unused.update(key for key in map(str, record) if key not in used and key not in SHARED_NAMES)

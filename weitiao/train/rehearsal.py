@@ -23,7 +23,8 @@ from weitiao.train.tasks import Task
 
 def worst(course: Course) -> list[Example]:
     """The micro-batch of the first epoch with the most tokens that are computed."""
-    batches = (batch for step in range(1, course.steps_per_epoch + 1) for batch in course.micro_batches(step))
+    steps = range(1, min(course.steps_per_epoch, course.total_steps) + 1)
+    batches = (batch for step in steps for batch in course.micro_batches(step))
     return max(batches, key=course.computed_tokens)
 
 
