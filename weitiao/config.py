@@ -290,9 +290,13 @@ _EXPECTED = {
     "string": "a text",
     "bool": "true or false",
     "none": "null",
-    "string_pattern_mismatch": "a size such as 4GiB or 900MiB",  # no option has another pattern
     **dict.fromkeys(("list", "tuple"), "a list"),
     **dict.fromkeys(("dict", "mapping", "model", "union"), "options of its own (key: value)"),
+}
+_PATTERNS = {  # what texts of these patterns are called
+    r"^[0-9]+(\.[0-9]+)?(MiB|GiB)$": "a size such as 4GiB or 900MiB",
+    r"^https?://": "an address that begins with https:// or http://",
+    r"\.py:[A-Za-z_]\w*$": "FILE.py:FUNCTION",
 }
 _RANGE = {
     "greater_than": ("gt", "must be greater than {limit}, found {found}"),
@@ -327,7 +331,9 @@ def _wrong_type(found: Sequence[tuple[ErrorDetails, _Owner]]) -> str:
             choices += re.findall(r"'([^']*)'", context["expected"]) or [context["expected"]]
         elif kind == "finite_number":
             return t("must be a finite number, found {found}", found=value)
-        elif (word := kind if kind in _EXPECTED else kind.partition("_")[0]) in _EXPECTED:
+        elif kind == "string_pattern_mismatch" and context["pattern"] in _PATTERNS:
+            expected.append(t(_PATTERNS[context["pattern"]]))
+        elif (word := kind.partition("_")[0]) in _EXPECTED:
             expected.append(t(_EXPECTED[word]))
         else:
             return str(context.get("error", error["msg"]))
