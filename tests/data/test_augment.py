@@ -1,29 +1,24 @@
-"""Augmentation: rules keep every call true, an endpoint that misbehaves loses nothing, and no key is written."""
+"""Augmentation: rules keep every call true, replies are believed where they are true, and no key is written."""
 
 from __future__ import annotations
 
-import contextlib
 import json
-import threading
-import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from random import Random
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from tests.stub import said, serving
 from weitiao.cli import main
 from weitiao.data.augment import by_rules
 from weitiao.data.augment_rules import RULES, numeral, words
 from weitiao.data.documents import asked, pieces
-from weitiao.data.endpoint import Endpoint, EndpointOptions, Reply
 from weitiao.data.rewrite import questions, rewritten
 from weitiao.data.rows import Call, Chat, Message
 from weitiao.data.sources import DataOptions, read
 from weitiao.data.truth import differences, place_of, wanted
-from weitiao.errors import RunError
 
 KEY = "sk-this-is-secret"
 
@@ -125,96 +120,18 @@ def test_what_is_not_true_any_more_is_named():
     assert place_of("400", "1400元") == -1 and place_of("4", "4.5分") == -1 and place_of("4.5", "要4.5分。") == 1
 
 
-class Stub(BaseHTTPRequestHandler):
-    """Speaks the protocol, and misbehaves as the server's seed has it."""
-
-    def do_POST(self) -> None:
-        server: Any = self.server
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        with server.lock:
-            server.keys.add(self.headers.get("Authorization"))
-            server.asked.append(body["messages"][-1]["content"])
-            server.under_way += 1
-            server.most = max(server.most, server.under_way)
-            patient = server.asked.count(server.asked[-1]) > 3  # then it behaves, however slow the machine is
-            fault = "none" if patient and len(server.faults) > 1 else server.random.choice(server.faults)
-        try:
-            self.answer(fault, body)
-        finally:
-            with server.lock:
-                server.under_way -= 1
-
-    def answer(self, fault: str, body: dict[str, Any]) -> None:
-        server: Any = self.server
-        if fault == "slow":
-            time.sleep(1.5)
-        if fault in ("429", "500", "401"):
-            self.send_response(int(fault))
-            if fault == "429":
-                self.send_header("Retry-After", "0.05")
-            self.end_headers()
-            self.wfile.write(b"no")
-            return
-        text = server.reply(body["messages"][-1]["content"])
-        found = {"choices": [{"message": {"role": "assistant", "content": text}}]}
-        found["usage"] = {"prompt_tokens": 10, "completion_tokens": 5}
-        raw = b"<html>busy</html>" if fault == "not JSON" else json.dumps(found).encode()
-        self.send_response(200)
-        self.end_headers()
-        with contextlib.suppress(OSError):  # whoever asked may have given up
-            self.wfile.write(raw[: len(raw) // 2] if fault == "cut" else raw)
-
-    def log_message(self, *_: Any) -> None:
-        pass
-
-
 @pytest.fixture
 def stub() -> Iterator[Any]:
-    server: Any = ThreadingHTTPServer(("127.0.0.1", 0), Stub)
-    server.lock, server.keys, server.asked, server.random = threading.Lock(), set(), [], Random(0)
-    server.under_way = server.most = 0
-    server.faults, server.reply = ["none"], lambda prompt: "好"
-    server.url = f"http://127.0.0.1:{server.server_port}/v1"
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield server
-    server.shutdown()
-    server.server_close()
+    """A server that says what ``stub.reply`` makes of a prompt, and the prompts that it was ``asked``."""
+    found = SimpleNamespace(reply=lambda prompt: "好", asked=[])
 
+    def respond(body: dict[str, Any], _: int) -> tuple[int, dict[str, str], bytes]:
+        prompt = body["messages"][-1]["content"]
+        found.asked.append(prompt)
+        return said(found.reply(prompt))
 
-def prompts(count: int) -> list[list[dict[str, str]]]:
-    return [[{"role": "user", "content": f"问题 {number}"}] for number in range(count)]
-
-
-@pytest.mark.parametrize("seed", range(2))
-def test_an_endpoint_that_misbehaves_loses_nothing(seed: int, stub: Any, tmp_path: Path, monkeypatch: Any):
-    monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    monkeypatch.setattr("weitiao.data.endpoint.LONGEST_WAIT", 0.05)
-    stub.random, stub.faults = Random(seed), ["none", "none", "none", "429", "500", "not JSON", "cut", "slow"]
-    stub.reply = lambda prompt: f"答 {prompt}"
-    options = EndpointOptions(url=stub.url, model="m", retries=30, timeout=1.0, concurrency=4, price_in=1e6)
-    endpoint = Endpoint(options, tmp_path / "kept.jsonl")
-    replies = endpoint.ask(prompts(30))
-    assert [reply.text for reply in replies] == [f"答 问题 {number}" for number in range(30)]
-    assert endpoint.count.requests > 30 and endpoint.count.failed == 0 and stub.most <= 4 + 30
-    assert endpoint.count.tokens_in == 300 and endpoint.cost() == 300 and stub.keys == {f"Bearer {KEY}"}
-    assert KEY not in (tmp_path / "kept.jsonl").read_text(encoding="utf-8")
-    raw = (tmp_path / "kept.jsonl").read_bytes()
-    (tmp_path / "kept.jsonl").write_bytes(raw[:-9])  # as a kill leaves it
-    stub.faults, stub.asked = ["none"], []
-    again = Endpoint(options, tmp_path / "kept.jsonl")
-    assert again.ask(prompts(31))[:30] == replies
-    assert (again.count.requests, again.count.kept) == (2, 29)
-
-
-def test_what_an_endpoint_refuses_for_good_stops_at_once(stub: Any, tmp_path: Path):
-    stub.faults = ["401"]
-    with pytest.raises(RunError, match="environment variable OPENAI_API_KEY"):
-        Endpoint(EndpointOptions(url=stub.url, model="m"), tmp_path / "kept.jsonl").ask(prompts(50))
-    assert len(stub.asked) < 20
-    stub.faults = ["500"]
-    endpoint = Endpoint(EndpointOptions(url=stub.url, model="m", retries=1), tmp_path / "kept.jsonl")
-    assert endpoint.ask(prompts(1)) == [Reply("", "HTTP 500")] and endpoint.count.failed == 1
+    with serving(respond) as (found.url, _):
+        yield found
 
 
 CHAT = plain("400元以下，有停车场的", price_range_upper=400, facilities=["停车场"])
@@ -257,7 +174,7 @@ def test_the_verb_rewrites_and_keeps_what_it_does_not_believe(stub: Any, tmp_pat
     assert main(command) == 0
     report = json.loads(capsys.readouterr().out)
     assert (report["originals"], report["new"], report["rejected"]) == (6, 5, 1)
-    assert report["endpoint"]["tokens_out"] == 30
+    assert report["endpoint"]["tokens_out"] == 18
     new = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
     assert [row["group"] for row in new[6:]] == [row["group"] for row in new[:6] if "第3家" not in str(row)]
     assert len(read(output, DataOptions()).rows) == 11

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from sacrebleu import corpus_bleu, corpus_chrf
 
-from tests.evaluate.stub import said, serving
+from tests.stub import said, serving
 from weitiao.cli import main
 from weitiao.errors import InputError
 from weitiao.evaluate.ask import concluded

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.evaluate.stub import said, serving
+from tests.stub import said, serving
 from weitiao.cli import main
 from weitiao.errors import InputError
 from weitiao.evaluate import contrast

@@ -96,15 +96,15 @@ def by_rewriting(
     for turn in range(variants):
         for start in range(0, len(chats), ASKED_AT_ONCE):
             some = chats[start : start + ASKED_AT_ONCE]
-            prompts = [rewrite.rewrite_prompt(chat, language, own) for chat in some]
+            prompts = [{"messages": rewrite.rewrite_prompt(chat, language, own)} for chat in some]
             for chat, reply in zip(some, endpoint.ask(prompts, turn, progress), strict=True):
-                new, problems = None, [reply.problem]
-                if not reply.problem:
-                    new, problems = rewrite.rewritten(chat, reply.text, functions)
+                new, problems = None, list(reply.problems)
+                if not problems:
+                    new, problems = rewrite.rewritten(chat, reply.content, functions)
                 if new is not None and content_of(new) in seen:
                     new, problems = None, [t("a copy of another row")]
                 if new is None:
-                    made.rejects.append({"where": chat.id, "why": "; ".join(problems), "reply": reply.text})
+                    made.rejects.append({"where": chat.id, "why": "; ".join(problems), "reply": reply.content})
                 else:
                     seen.add(content_of(new))
                     made.records.append(record_of(replace(new, id=f"{chat.id}~{turn + 1}:rewrite")))
@@ -127,9 +127,12 @@ def by_questions(
         _add(made, piece, documents.asked(piece), "written")
     if endpoint is None:
         return made
-    prompts = [rewrite.prompt("questions", language, own, text=piece.text, count=count) for piece in found]
+    asked = (rewrite.prompt("questions", language, own, text=piece.text, count=count) for piece in found)
+    prompts = [{"messages": messages} for messages in asked]
     for piece, reply in zip(found, endpoint.ask(prompts, 0, progress), strict=True):
-        good, bad = ([], [(reply.text, reply.problem)]) if reply.problem else rewrite.questions(piece.text, reply.text)
+        good, bad = [], [(reply.content, problem) for problem in reply.problems]
+        if not bad:
+            good, bad = rewrite.questions(piece.text, reply.content)
         _add(made, piece, good, "asked")
         made.rejects += ({"where": piece.source, "why": why, "reply": one} for one, why in bad)
     return made

@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from weitiao.config import build
+from weitiao.data.endpoint import Endpoint
 from weitiao.data.rows import Call, Chat, Message
 from weitiao.data.sources import DataOptions, read
 from weitiao.errors import InputError, say, t
-from weitiao.evaluate.endpoint import Endpoint
+from weitiao.evaluate.endpoint import answer_all
 
 if TYPE_CHECKING:
     from weitiao.data.render import Renderer
@@ -225,7 +226,7 @@ def _remotely(
 ) -> tuple[list[Reply], int, int]:
     """Replies of an address, and the tokens that it counted."""
     prompts = [(with_shots(question.messages, shots), question.tools) for question in asked]
-    answers = endpoint.answer_all(prompts, options.max_new_tokens)
+    answers = answer_all(endpoint, prompts, options.max_new_tokens)
     if cut := sum(answer.cut for answer in answers):
         message = "{cut} of {total} answers were cut at {tokens} tokens (max_new_tokens, or the model's last position)"
         say(message, cut=cut, total=len(answers), tokens=options.max_new_tokens)

@@ -17,11 +17,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from weitiao.data.endpoint import Endpoint
 from weitiao.data.messages import as_dicts
 from weitiao.errors import InputError, RunError, t
 from weitiao.evaluate.ask import ask, conversations, draw_shots, questions
 from weitiao.evaluate.bootstrap import mean
-from weitiao.evaluate.endpoint import Endpoint
 from weitiao.evaluate.generative import without_thought
 from weitiao.evaluate.tasks import EvaluateOptions, Evaluation, figures_of
 

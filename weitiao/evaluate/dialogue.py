@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from weitiao.data.endpoint import Endpoint
 from weitiao.data.rows import Call, Chat
 from weitiao.evaluate.ask import Question, Reply, ask, conversations, draw_shots, locally, questions
 from weitiao.evaluate.ask import as_shot as as_shot
 from weitiao.evaluate.bootstrap import Figure, Measure, Resampling, ratio
-from weitiao.evaluate.endpoint import Endpoint
 from weitiao.evaluate.tasks import EvaluateOptions, Evaluation, figures_of
 
 if TYPE_CHECKING:

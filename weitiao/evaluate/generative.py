@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from weitiao.data.endpoint import Endpoint
 from weitiao.errors import InputError, t
 from weitiao.evaluate.ask import ask, conversations, draw_shots, questions
 from weitiao.evaluate.bootstrap import Measure, mean
-from weitiao.evaluate.endpoint import Endpoint
 from weitiao.evaluate.tasks import EvaluateOptions, Evaluation, figures_of
 
 if TYPE_CHECKING:

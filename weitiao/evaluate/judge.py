@@ -14,11 +14,12 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from weitiao.data.endpoint import Endpoint
 from weitiao.data.rows import Message
 from weitiao.errors import InputError, t
 from weitiao.evaluate.ask import CHINESE, Question, ask, conversations, draw_shots, questions
 from weitiao.evaluate.bootstrap import mean
-from weitiao.evaluate.endpoint import Endpoint, is_address, open_endpoint
+from weitiao.evaluate.endpoint import open_system
 from weitiao.evaluate.generative import without_thought
 from weitiao.evaluate.tasks import EvaluateOptions, Evaluation, figures_of
 
@@ -47,7 +48,7 @@ def task(tuned: Tuned | Endpoint, options: EvaluateOptions) -> Evaluation:
         raise InputError(t(message, path=options.data))
     replies, cost = ask(tuned, asked, options, draw_shots(options))
     said = [without_thought(reply.content) for reply in replies]
-    first, second = verdicts(_judge(options.judge), asked, said, options)
+    first, second = verdicts(open_system(options.judge), asked, said, options)
     wins = [(WORTH[a or "C"] + 1 - WORTH[b or "C"]) / 2 for a, b in zip(first, second, strict=True)]
     agree = [WORTH[a or "C"] == 1 - WORTH[b or "C"] for a, b in zip(first, second, strict=True)]
     made = {
@@ -64,12 +65,6 @@ def task(tuned: Tuned | Endpoint, options: EvaluateOptions) -> Evaluation:
         for one, text, a, b, win in zip(asked, said, first, second, wins, strict=True)
     ]
     return Evaluation(figures_of(made, groups, options), lines, made, groups, [one.asked for one in asked], cost=cost)
-
-
-def _judge(name: str) -> Any:
-    from weitiao.methods.io import open_model
-
-    return open_endpoint(name) if is_address(name) else open_model(name)
 
 
 def verdicts(

@@ -17,12 +17,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from weitiao.data.endpoint import Endpoint
 from weitiao.data.formats import Unreadable, format_of, records
 from weitiao.data.rows import Row
 from weitiao.errors import InputError, say, t
 from weitiao.evaluate.ask import conversations
 from weitiao.evaluate.bootstrap import Resampling
-from weitiao.evaluate.endpoint import is_address, open_endpoint
+from weitiao.evaluate.endpoint import open_system
 from weitiao.evaluate.forgetting import Kept, general, kept
 from weitiao.evaluate.tasks import TASKS, EvaluateOptions, Evaluation, evaluate
 from weitiao.runs import write_atomic
@@ -70,13 +71,12 @@ def compare(
     """
     _check(models, options, shots)
     parts = general(texts, generators or {}, options.seed) if forgetting else {}
-    local = {name: not is_address(name) for name in models}
     systems, after, before = {}, dict[str, Any](), dict[str, Any]()
     for name in models:
         say("measuring {name}", name=name)
-        opened = _open(name, cache)
+        opened = open_system(name, cache)
         systems[name] = evaluate(opened, options)
-        if local[name]:
+        if not isinstance(opened, Endpoint):
             after[name] = {part: kept(opened, rows) for part, rows in parts.items()}
             base = base or (opened.base if opened.base not in ("", name) else None)
         del opened
@@ -86,7 +86,7 @@ def compare(
         )
     notes: dict[str, str] = {}
     if base is not None and options.task not in HEADED:
-        opened = _open(base, cache)
+        opened = open_system(base, cache)
         before = {part: kept(opened, rows) for part, rows in parts.items()} if after else {}
         own = {}
         for key, evaluation, note in _prompted(opened, options, shots, thoughts):
@@ -112,12 +112,6 @@ def _check(models: Sequence[str], options: EvaluateOptions, shots: Sequence[int]
         problems.append(t("--shot-data: task {task} takes no examples", task=options.task))
     if problems:
         raise InputError(problems)
-
-
-def _open(name: str, cache: Path | None) -> Any:
-    from weitiao.methods.io import open_model
-
-    return open_endpoint(name, cache) if is_address(name) else open_model(name)
 
 
 def _prompted(

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field
 
 from weitiao.config import Options
+from weitiao.data.endpoint import Endpoint
 from weitiao.errors import InputError, say, t
 from weitiao.evaluate.ask import Cost
 from weitiao.evaluate.bootstrap import Measure, Resampling
-from weitiao.evaluate.endpoint import Endpoint
 from weitiao.models import heads
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def evaluate(tuned: Tuned | Endpoint, options: EvaluateOptions) -> Evaluation:
     if isinstance(tuned, Endpoint):
         if options.task in TASKS and options.task not in ANSWERED:
             message = "{url} gives answers only; of the tasks it can be measured by {tasks}, not by {task}"
-            raise InputError(t(message, url=tuned.url, tasks=", ".join(ANSWERED), task=options.task))
+            raise InputError(t(message, url=tuned.options.url, tasks=", ".join(ANSWERED), task=options.task))
     elif options.task != "classify":
         heads.refuse(tuned.model.config, tuned.base)
     module, _, name = TASKS.get(options.task, CUSTOM).partition(":")

@@ -16,7 +16,7 @@ import typer
 
 from weitiao.config import build
 from weitiao.errors import InputError, say, t
-from weitiao.evaluate.endpoint import is_address, open_endpoint
+from weitiao.evaluate.endpoint import open_system
 from weitiao.evaluate.tasks import TASKS, EvaluateOptions, Evaluation, evaluate
 from weitiao.runs import is_run, write_atomic
 
@@ -67,9 +67,8 @@ def verb(
         },
     )
     from weitiao.evaluate.compare import detailed, listing
-    from weitiao.methods.io import open_model
 
-    evaluation = evaluate(open_endpoint(model) if is_address(model) else open_model(model), options)
+    evaluation = evaluate(open_system(model), options)
     if predictions is not None:
         write_predictions(predictions, evaluation.predictions)
         say("predictions: {path}", path=predictions)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -41,7 +41,8 @@ def serving(respond: Responder) -> Iterator[tuple[str, list[dict[str, Any]]]]:
             for name, value in {"Content-Length": str(len(content)), **headers}.items():
                 self.send_header(name, value)
             self.end_headers()
-            self.wfile.write(content)
+            with suppress(OSError):  # whoever asked may have given up
+                self.wfile.write(content)
 
         def log_message(self, *_: Any) -> None:
             """Quiet."""
