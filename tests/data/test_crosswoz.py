@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from weitiao.data import crosswoz, crosswoz_augment, crosswoz_raw
+from weitiao.data.augment_rules import numeral
 from weitiao.data.crosswoz_turns import Turn, acts_turns, call_turns, history, informs, merge, turns_of, wants_another
 from weitiao.data.rows import Chat, Message, Text
 from weitiao.data.sources import DataOptions
@@ -165,8 +166,13 @@ def test_varied_turns_state_what_they_say(folder: Path):
     for turn in made:
         said = " ".join([turn.text, *(message.content for message in turn.history)])
         for name, value in (turn.search or turn.own).items():
-            if name != "facilities":  # they may be said in other words
-                assert (str(value) if isinstance(value, str) else f"{value:g}") in said
+            if name == "facilities":  # they may be said in other words
+                continue
+            if isinstance(value, str):
+                spellings = [value, *crosswoz_augment.phrases()["other_types"].get(value, [])]
+            else:
+                spellings = [f"{value:g}", "点".join(numeral(int(part)) for part in f"{value:g}".split("."))]
+            assert any(spelling in said for spelling in spellings)
 
 
 def test_a_sentence_is_varied_only_where_its_values_stand_in_it_literally():

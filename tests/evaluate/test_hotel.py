@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from weitiao.data import crosswoz
+from weitiao.data import augment_rules, crosswoz, crosswoz_augment
+from weitiao.data.crosswoz_raw import FACILITIES, TYPES
 from weitiao.data.rows import Call, Message
 from weitiao.errors import InputError
 from weitiao.evaluate import hotel
+from weitiao.evaluate.colloquial import colloquial
+from weitiao.evaluate.colloquial import words as colloquial_words
+from weitiao.evaluate.hotel_parser import Parser
 from weitiao.evaluate.tasks import EvaluateOptions
 from weitiao.methods.io import Tuned
 
 FOLDER = Path(__file__).parents[3] / "shared" / "data" / "crosswoz"
 real = pytest.mark.skipif(not (FOLDER / "README.md").is_file(), reason="the CrossWOZ extract is not at hand")
+SHAPES = ("range", "lower", "upper", "points", "exactly")
 ABOUT_HOTEL = [["Request", "酒店", "名称", ""]]
 
 DIALOGUE: dict[str, Any] = {
@@ -117,7 +123,8 @@ def test_right_answers_are_right_in_any_spelling(monkeypatch: pytest.MonkeyPatch
 
     evaluation = evaluate(tuned(monkeypatch, answer), data(tmp_path, DIALOGUE))
     values = {name: figure["value"] for name, figure in evaluation.figures.items()}
-    assert set(values.values()) == {1.0} and len(values) == 8
+    own = [value for name, value in values.items() if "parser" not in name]
+    assert set(own) == {1.0} and len(own) == 8
     assert evaluation.predictions[3] == {"id": "d", "turn": 4, "measure": "acts", "gold": {}, "predicted": {}}
     assert {tuple(line) for line in evaluation.predictions} == {("id", "turn", "measure", "gold", "predicted")}
 
@@ -161,3 +168,41 @@ def test_the_real_validation_dialogues():
     figures = hotel.score(lines, samples=2)
     assert {figure["value"] for figure in figures.values()} == {1.0}
     assert figures["acts_exact_match"]["count"] == len(found) - 414
+
+
+def test_the_untrained_parser_and_what_a_model_has_over_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    parser = Parser(["青松 宾馆", "住"])
+    assert parser.stated("要300-400元、4.5分以上、有SPA的高档型") == {
+        "type": "高档型", "facilities": ["SPA"], "price_range_lower": 300, "price_range_upper": 400,
+        "rating_range_lower": 4.5,
+    }  # fmt: skip
+    talk = ["找家豪华型酒店", "青松宾馆。", "青松宾馆有SPA吗", "有。", "那去青松宾馆，5分的吧"]
+    said = [Message(role, text) for role, text in zip(["user", "assistant"] * 3, talk, strict=False)]
+    wanted = {"type": "豪华型", "facilities": ["SPA"], "rating_range_lower": 5, "rating_range_upper": 5}
+    assert parser.search(said) == wanted  # what was offered is not searched again
+    assert parser.search(said[2:3]) == {"name": "青松宾馆"}
+    silent = evaluate(tuned(monkeypatch, lambda _: []), data(tmp_path, DIALOGUE)).figures
+    assert silent["parser_call_exact_match"]["value"] == 1
+    assert silent["call_exact_match_over_parser"]["value"] == -1
+    assert silent["acts_exact_match_over_parser"]["value"] == pytest.approx(1 / 3 - 1)
+
+
+def test_guests_in_other_words():
+    text = "找一家300-400元、4.5分以上、有SPA和温泉的高档型酒店，1000元以下也行"
+    changed = {colloquial(f"{text}{number}") for number in range(50)}
+    assert len(changed) > 20 and colloquial(text) == colloquial(text)
+    assert any("三百" in one and "四点五" in one for one in changed)
+    spoken = hotel.cases([DIALOGUE], spoken=True)
+    assert [case.gold for case in spoken] == [case.gold for case in hotel.cases([DIALOGUE])]
+    assert spoken[1].messages[2] == Message("assistant", "青松宾馆。")
+
+
+def test_the_other_words_are_not_those_of_training():
+    frozen, taught = colloquial_words(), crosswoz_augment.phrases()
+    assert set(frozen["facilities"]) == set(FACILITIES) and set(frozen["types"]) == set(TYPES)
+    tested = {phrase for group in ("facilities", "types") for many in frozen[group].values() for phrase in many}
+    tables = (taught["other_words"], taught["other_types"], augment_rules.words()["phrases"])
+    assert not tested & ({phrase for table in tables for many in table.values() for phrase in many} | set(FACILITIES))
+    shapes = {re.sub(r"\{\w+\}", "{}", phrase) for name in SHAPES for phrase in frozen[name]}
+    lists = [value for name, value in (taught | augment_rules.words()).items() if isinstance(value, list)]
+    assert not shapes & {re.sub(r"\{\w+\}", "{}", str(phrase)) for phrases in lists for phrase in phrases}

@@ -3,8 +3,9 @@
     for turn in vary(turns, hotels, places, seed=0): ...
 
 Facilities, types, prices and ratings are exchanged in utterance and arguments alike, so that a rare facility is seen as
-often as a common one. The training segments hold no question about a hotel already found and no search by name; such
-turns are put together from the pieces in ``crosswoz_phrases.yaml``. Everything follows from the seed.
+often as a common one, and some are said as people talk. The training segments hold no question about a hotel already
+found and no search by name; such turns are put together from the pieces in ``crosswoz_phrases.yaml``. Everything
+follows from the seed.
 """
 
 from __future__ import annotations
@@ -17,13 +18,15 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
+from weitiao.data.augment_rules import numeral, words
 from weitiao.data.crosswoz_raw import FACILITIES, TYPES
 from weitiao.data.crosswoz_turns import HISTORY_MESSAGES, Arguments, Turn, merge, slot_of, wants_another
 from weitiao.data.rows import Message
 
-VARIANTS = 2  # of each sentence whose values are known
+VARIANTS = 3  # of each sentence whose values are known
 QUESTIONS = 0.8  # questions and searches by name, per sentence
 DIALOGUES = 1.0  # composed dialogues, per sentence
+SPOKEN_SHARE = 0.3  # of the values are said as people talk
 SOME_HOTEL = "北京饭店"
 
 SPOKEN = re.compile(
@@ -145,25 +148,45 @@ class Maker:
         return Turn(text, own, (), None if one.turn.history else stated, stated)
 
     def value(self, kind: str, taken: Sequence[str] = ()) -> tuple[str, Arguments]:
-        """Words for a value of a kind, and the arguments that they state."""
+        """Words for a value of a kind, and the arguments that they state; often not those of the annotation."""
+        text = getattr(self, f"_{kind}")(taken) if kind == "facility" else getattr(self, f"_{kind}")()
+        return (self.spoken(kind, text) if self.chance.random() < SPOKEN_SHARE else text), spoken(kind, text)
+
+    def _facility(self, taken: Sequence[str]) -> str:
+        return self.chance.choice([name for name in FACILITIES if name not in taken])
+
+    def _type(self) -> str:
+        return self.chance.choice(TYPES)
+
+    def _range(self) -> str:
         chance = self.chance
+        low = 100 * chance.randint(1, 9) if chance.random() < 0.85 else 50 * chance.randint(1, 30)
+        high = low + (100 if chance.random() < 0.8 else 50 * chance.randint(1, 12))
+        return f"{low}{'-' if chance.random() < 0.85 else chance.choice('到至~')}{high}元"
+
+    def _bound(self) -> str:
+        chance = self.chance
+        text = f"{1000 if chance.random() < 0.6 else 100 * chance.randint(2, 20)}元"
+        return text + ("以上" if chance.random() < 0.75 else chance.choice(("以下", "以内")))
+
+    def _rating(self) -> str:
+        chance = self.chance
+        rating = chance.choice(("4", "4.5", "5")) if chance.random() < 0.85 else f"{chance.randint(35, 49) / 10:g}"
+        return rating + ("分" if rating == "5" or chance.random() < 0.15 else "分以上")
+
+    def spoken(self, kind: str, text: str) -> str:
+        """A value as people say it, where there are words for it."""
         if kind == "facility":
-            name = chance.choice([name for name in FACILITIES if name not in taken])
-            other = phrases()["other_words"].get(name)
-            return chance.choice(other) if other and chance.random() < 0.12 else name, {"facilities": [name]}
+            return self.chance.choice(
+                [*phrases()["other_words"].get(text, []), *words()["phrases"].get(text, []), text]
+            )
         if kind == "type":
-            text = chance.choice(TYPES)
-        elif kind == "range":
-            low = 100 * chance.randint(1, 9) if chance.random() < 0.85 else 50 * chance.randint(1, 30)
-            high = low + (100 if chance.random() < 0.8 else 50 * chance.randint(1, 12))
-            text = f"{low}{'-' if chance.random() < 0.85 else chance.choice('到至~')}{high}元"
-        elif kind == "bound":
-            text = f"{1000 if chance.random() < 0.6 else 100 * chance.randint(2, 20)}元"
-            text += "以上" if chance.random() < 0.75 else chance.choice(("以下", "以内"))
-        else:
-            rating = chance.choice(("4", "4.5", "5")) if chance.random() < 0.85 else f"{chance.randint(35, 49) / 10:g}"
-            text = rating + ("分" if rating == "5" or chance.random() < 0.15 else "分以上")
-        return text, spoken(kind, text)
+            return self.chance.choice(phrases()["other_types"][text])
+        numbers = NUMBERS.findall(text)
+        if self.chance.random() < 0.6:
+            numbers = ["点".join(map(numeral, map(int, number.split(".")))) for number in numbers]
+        way = "" if kind == "range" else "_least" if text.endswith("以上") else "_most"
+        return self.pick(f"said_{kind}{way}", low=numbers[0], high=numbers[-1])
 
     def question(self) -> Turn:
         """A question about a hotel already found, a search by name, or another search near a hotel."""

@@ -22,7 +22,9 @@ from weitiao.data.crosswoz_turns import acts_turns, call_turns, history
 from weitiao.data.rows import Call, Message
 from weitiao.errors import InputError, t
 from weitiao.evaluate.bootstrap import Measure, Resampling, ratio
+from weitiao.evaluate.colloquial import colloquial
 from weitiao.evaluate.dialogue import call_counts
+from weitiao.evaluate.hotel_parser import Parser
 from weitiao.evaluate.tasks import EvaluateOptions, Evaluation, answers
 from weitiao.generate.toolset import able
 
@@ -44,8 +46,9 @@ class Case:
     gold: dict[str, Any]
 
 
-def cases(dialogues: Sequence[crosswoz.Dialogue]) -> list[Case]:
-    """Every case of ``dialogues``, in their order; a turn may have one of each measure."""
+def cases(dialogues: Sequence[crosswoz.Dialogue], spoken: bool = False) -> list[Case]:
+    """Every case of ``dialogues``, in their order; a turn may have one of each measure. ``spoken``: with all that the
+    guests say in other words (``colloquial.py``)."""
     found = []
     for dialogue in dialogues:
         messages = dialogue["messages"]
@@ -55,7 +58,11 @@ def cases(dialogues: Sequence[crosswoz.Dialogue]) -> list[Case]:
         for index in acts_turns(dialogue):
             prompt = crosswoz.acts_prompt(messages[index]["text"])
             found.append(_case(dialogue, index, "acts", prompt, messages[index].get("act_args", {})))
-    return found
+    return [replace(case, messages=tuple(map(_spoken, case.messages))) for case in found] if spoken else found
+
+
+def _spoken(message: Message) -> Message:
+    return replace(message, content=colloquial(message.content)) if message.role == "user" else message
 
 
 def _case(
@@ -68,14 +75,16 @@ def evaluate(tuned: Tuned, options: EvaluateOptions) -> Evaluation:
     """Figures of both measures and a prediction per case (``id``, ``turn``, ``measure``, ``gold``, ``predicted``).
 
     ``options.data`` is a file in the form of the hotel extract, a zip that CrossWOZ publishes, or a folder with the
-    validation part of either. ``predicted`` is null where ``call`` was answered without a call. InputError: a file that
-    is not in the format, one without any case, or examples (``shots``), which this task does not take."""
+    validation part of either. ``predicted`` is null where ``call`` was answered without a call. Beside the figures
+    stand an untrained parser's, and how much better they are, case by case. InputError: a file that is not in the
+    format, one without any case, or examples (``shots``), which this task does not take."""
     if options.shots:
         raise InputError(t("task hotel takes no example dialogues: shots = {shots}", shots=options.shots))
     path = Path(options.data)
     if path.is_dir():
         path = crosswoz.find(path, "validation")
-    found = cases(crosswoz.read(path))
+    dialogues = crosswoz.read(path)
+    found = cases(dialogues, options.colloquial)
     if not found:
         raise InputError(t("{path}: no hotel turn with a gold answer (search_args, act_args, acts)", path=path))
     tuned = replace(tuned, renderer=able(tuned.renderer, tools=True))
@@ -91,8 +100,38 @@ def evaluate(tuned: Tuned, options: EvaluateOptions) -> Evaluation:
     ]
     made, asked = measures(lines), [case.messages[-1].content for case in found]
     made = {"call_exact_match": made["call_exact_match"], **made}  # what matters most, first
-    figures = score(lines, options.samples, options.seed)
+    parser = parsed(found, crosswoz.names(path, dialogues)[0])
+    figures = score(lines, options.samples, options.seed) | over(lines, parser, options.samples, options.seed)
     return Evaluation(figures, lines, made, [case.id for case in found], asked)
+
+
+def parsed(found: Sequence[Case], hotels: Sequence[str]) -> list[dict[str, Any]]:
+    """The untrained parser's line of every case; it knows the names of ``hotels``."""
+    parser = Parser(hotels)
+    answer = {"call": parser.search, "acts": lambda messages: parser.stated(messages[-1].content)}
+    return [
+        {"id": case.id, "measure": case.measure, "gold": case.gold, "predicted": answer[case.measure](case.messages)}
+        for case in found
+    ]
+
+
+def over(
+    lines: Sequence[dict[str, Any]], parser: Sequence[dict[str, Any]], samples: int = 1000, seed: int = 0
+) -> dict[str, dict[str, float]]:
+    """The untrained parser's figures (``parser_…``), and by how much ``lines`` are better on the same cases
+    (``…_over_parser``, paired)."""
+    figures = {}
+    for kind in KINDS:
+        ours, theirs = ([line for line in one if line["measure"] == kind] for one in (lines, parser))
+        resampling, made, base = (
+            Resampling([line["id"] for line in ours], samples, seed),
+            measures(ours),
+            measures(theirs),
+        )
+        for name in (f"{kind}_slot_f1", f"{kind}_exact_match"):
+            figures[f"parser_{name}"] = resampling.of(base[name])
+            figures[f"{name}_over_parser"] = resampling.difference(made[name], base[name])
+    return {name: figure.as_dict() for name, figure in figures.items()}
 
 
 def arguments_of(text: str, renderer: Any) -> dict[str, Any] | None:

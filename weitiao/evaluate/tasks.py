@@ -68,6 +68,9 @@ class EvaluateOptions(Options):
         default=False,
         description="choice: the likeliest answer per byte is the one that counts, not the likeliest whole",
     )
+    colloquial: bool = Field(
+        default=False, description="hotel: the guests' facilities, types, prices and ratings in other words"
+    )
     max_new_tokens: int = Field(default=256, ge=1, description="tokens after which an answer is cut")
     batch_size: int = Field(default=32, ge=1, description="prompts answered, or rows measured, together")
     pictures: str | None = Field(
