@@ -25,6 +25,7 @@ from weitiao.data.rows import Call, Chat
 from weitiao.demo import parser
 from weitiao.demo.database import Database, search_hotels
 from weitiao.demo.dialogues import dialogues
+from weitiao.demo.talks import searches
 from weitiao.demo.tools import NAME
 from weitiao.errors import InputError, Interrupted, say, t
 from weitiao.runs import Run, command, is_run, write_atomic
@@ -36,11 +37,13 @@ SHOTS = 2
 ANSWER_TOKENS = 128
 EPOCHS = 2
 RATE = 2.5e-4  # low: the base understands guests as it is, and what it knows of phrasings is soon lost
+REPLAYED = 0.2  # of the training rows are conversations of the kind that the base was made from: it forgets less
 WATCHED = 24  # validation dialogues that are answered after each epoch, to choose the checkpoint
 
 RECIPE: dict[str, Any] = {
     "model": {"path": "weitiao-tiny-zh"},
     "method": {"name": "lora", "rank": 32, "alpha": 64, "dropout": 0.2},  # without dropout it learns the phrasings
+    "data": {"replay_share": REPLAYED},
     "train": {"epochs": EPOCHS, "batch_size": 8, "learning_rate": RATE, "warmup_steps": 10, "best": "call_exact_match"},
 }
 
@@ -50,7 +53,7 @@ def verb(
     output: Annotated[Path, typer.Option(help="the run folder; a former demo in it is replaced")] = Path(
         "runs/hotel-demo"
     ),
-    count: Annotated[int, typer.Option("--dialogues", min=20, help="how many dialogues are written")] = 1600,
+    count: Annotated[int, typer.Option("--dialogues", min=20, help="how many dialogues are written")] = 1100,
     epochs: Annotated[float, typer.Option(min=0.01, help="times that tuning sees the training dialogues")] = EPOCHS,
     as_json: Annotated[bool, typer.Option("--json", help="end with one JSON object on stdout")] = False,
 ) -> None:
@@ -61,7 +64,7 @@ def verb(
 
 
 def demo(
-    seed: int = 0, output: str | Path = "runs/hotel-demo", count: int = 1600, epochs: float = EPOCHS
+    seed: int = 0, output: str | Path = "runs/hotel-demo", count: int = 1100, epochs: float = EPOCHS
 ) -> dict[str, Any]:
     """Run the main job; returns the figures that ``--json`` prints. Everything lands in the run folder ``output``.
 
@@ -76,7 +79,7 @@ def demo(
     _heading(1, t("1,000 hotels and {count} dialogues, drawn from seed {seed}", count=count, seed=seed))
     database = Database.build(seed)
     parts = {part: _draw(database, part, count, seed) for part in database.parts}
-    files = write_data(output / "data", database, parts)
+    files = write_data(output / "data", database, parts, seed)
     _heading(2, t("the base as it is: zero-shot, then with {shots} example dialogues", shots=SHOTS))
     measured = Measured(database, parts)
     base = open_model(RECIPE["model"]["path"])
@@ -85,7 +88,7 @@ def demo(
     del base
     _heading(3, t("plan, then tuning with LoRA"))
     values = RECIPE | {
-        "data": files,
+        "data": RECIPE["data"] | files,
         "output": str(output),
         "train": RECIPE["train"] | {"epochs": epochs, "seed": seed},
     }
@@ -115,15 +118,17 @@ def _draw(database: Database, part: str, count: int, seed: int) -> list[Chat]:
     return list(dialogues(database, part, round(count * share), seed))
 
 
-def write_data(folder: Path, database: Database, parts: Mapping[str, Sequence[Chat]]) -> dict[str, str]:
-    """The hotels and the dialogues as files of their own, so that any recipe can use them; ``data`` of a recipe."""
+def write_data(folder: Path, database: Database, parts: Mapping[str, Sequence[Chat]], seed: int) -> dict[str, str]:
+    """The hotels and the dialogues as files of their own, so that any recipe can use them, and conversations to replay
+    against forgetting; ``data`` of a recipe."""
     folder.mkdir(parents=True, exist_ok=True)
     hotels = [{"part": part, **asdict(hotel)} for part in database.parts for hotel in database.part(part)]
     _write_lines(folder / "hotels.jsonl", hotels)
-    for part, chats in parts.items():
+    replayed = list(searches(seed, round(len(parts["train"]) * REPLAYED / (1 - REPLAYED))))
+    for part, chats in {**parts, "replay": replayed}.items():
         rows = [{"id": c.id, "messages": as_dicts(c.messages), "tools": list(c.tools)} for c in chats]
         _write_lines(folder / f"{part}.jsonl", rows)
-    return {"train": str(folder / "train.jsonl"), "validation": str(folder / "validation.jsonl")}
+    return {part: str(folder / f"{part}.jsonl") for part in ("train", "validation", "replay")}
 
 
 def _write_lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
