@@ -9,7 +9,8 @@ import pytest
 from weitiao.data.rows import Chat, Message
 from weitiao.data.sources import DataOptions, load
 from weitiao.errors import InputError
-from weitiao.recipe import check
+from weitiao.plan.prepare import prepare
+from weitiao.recipe import Recipe, check
 from weitiao.recipe import load as recipe
 
 
@@ -74,3 +75,17 @@ def test_a_generator_can_be_replayed_and_what_is_bad_is_named(files, tmp_path):
     }
     with pytest.raises(InputError, match=r"data\.replay.*no\.jsonl"):
         check(*recipe(values))
+
+
+def test_the_tools_of_replayed_rows_are_not_the_runs_own(tmp_path):
+    def chat(tool, number):
+        schema = {"type": "function", "function": {"name": tool, "parameters": {"type": "object", "properties": {}}}}
+        messages = [{"role": "user", "content": f"问{number}"}, {"role": "assistant", "content": "答"}]
+        return {"messages": messages, "tools": [schema]}
+
+    own = jsonl(tmp_path / "own.jsonl", [chat("mine", number) for number in range(20)])
+    general = jsonl(tmp_path / "general.jsonl", [chat(f"other_{number}", number) for number in range(20)])
+    data = {"train": own, "validation": 0, "replay": general, "replay_share": 0.4}
+    ready = prepare(Recipe.model_validate({"data": data, "output": str(tmp_path / "run")}), {}, tmp_path / "tokenizer")
+    assert [schema["function"]["name"] for schema in ready.tools] == ["mine"]
+    assert len(ready.train) == 33

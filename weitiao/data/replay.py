@@ -25,7 +25,7 @@ def replayed(own: Splits, options: DataOptions, task: str, generators: Generator
     found = load(options.model_copy(update=plain), task, generators=generators, seed=seed)
     wanted = max(1, round(len(own.train) * options.replay_share / (1 - options.replay_share)))
     taken = random.Random(f"replay {seed}").sample(found.train, min(wanted, len(found.train)))
-    train = interleaved(own.train, taken, seed)
+    train, places = interleaved(own.train, taken, seed)
     names = ", ".join([options.replay] if isinstance(options.replay, str) else options.replay or [])
     share = round(100 * len(taken) / max(len(train), 1), 1)
     if len(taken) < wanted:
@@ -38,12 +38,12 @@ def replayed(own: Splits, options: DataOptions, task: str, generators: Generator
             names=names,
             share=share,
         )
-    return replace(own, train=train, said=[*own.said, *found.said, said])
+    return replace(own, train=train, said=[*own.said, *found.said, said], replayed=places)
 
 
-def interleaved(own: Sequence[Row], taken: Sequence[Row], seed: int) -> list[Row]:
-    """``own`` in their order with ``taken`` in theirs at places drawn from the seed."""
+def interleaved(own: Sequence[Row], taken: Sequence[Row], seed: int) -> tuple[list[Row], frozenset[int]]:
+    """``own`` in their order with ``taken`` in theirs at places drawn from the seed; and those places."""
     total = len(own) + len(taken)
-    places = set(random.Random(f"places {seed}").sample(range(total), len(taken)))
+    places = frozenset(random.Random(f"places {seed}").sample(range(total), len(taken)))
     ours, theirs = iter(own), iter(taken)
-    return [next(theirs) if place in places else next(ours) for place in range(total)]
+    return [next(theirs) if place in places else next(ours) for place in range(total)], places

@@ -71,6 +71,7 @@ class Splits:
     validation: list[Row] = field(default_factory=list)
     test: list[Row] = field(default_factory=list)
     said: list[str] = field(default_factory=list)
+    replayed: frozenset[int] = frozenset()  # places in ``train`` of rows against forgetting
 
 
 # ---- one file --------------------------------------------------------------------------------------------------------

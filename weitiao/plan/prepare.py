@@ -41,8 +41,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Prepared:
     """Everything about a run that is known before a weight is read. ``model``: the options with which the base is to be
-    loaded; ``tools``: every schema in the rows; ``training``: the base's own parameters that train; ``head``: that of
-    task classify."""
+    loaded; ``tools``: every schema in its own rows; ``training``: the base's own parameters that train; ``head``: that
+    of task classify."""
 
     model: ModelOptions
     tokenizer: PreTrainedTokenizerFast
@@ -65,8 +65,9 @@ def prepare(recipe: Sections, generators: Generators, tokenizer_folder: Path) ->
         model = model.model_copy(update={"path": str(base)})
     splits = load_rows(data, task.name, generators=generators, seed=recipe.train.seed)
     tokenizer = load_tokenizer(_tokenizer(model, base, splits.train, tokenizer_folder))
-    tools = _tools(splits.train)
-    renderer = Renderer.of(tokenizer, tools=bool(tools), override=data.chat_template)
+    able = any(isinstance(row, Chat) and row.tools for row in splits.train)
+    tools = _tools([row for place, row in enumerate(splits.train) if place not in splits.replayed])
+    renderer = Renderer.of(tokenizer, tools=able, override=data.chat_template)
     head = _head(recipe, base, [*splits.train, *splits.validation])
     shape = _shape(model, base, len(tokenizer), head)
     with counting(t("rows to tokens")) as progress:
