@@ -89,6 +89,7 @@ def prepare(recipe: Sections, generators: Generators, tokenizer_folder: Path) ->
         rows,
         facts=phases.facts(dtype, recipe.output),
         dtype=dtype,
+        result_dtype=choose_dtype(model.dtype),
         validation=validation,
         file_bytes=0 if base is None or new else inspect.weight_bytes(base),
         saved_bytes=saved_by_quantization(shape, model, training, phases.ITEM_BYTES[dtype]),

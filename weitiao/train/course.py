@@ -107,9 +107,9 @@ class Course:
         return step == self.total_steps or step % (self.steps_per_epoch if cadence == "epoch" else cadence) == 0
 
     def times(self, cadence: Cadence) -> int:
-        """How often in the run something done at this cadence is done; once with ``none``, since the end is saved."""
-        every = self.steps_per_epoch if cadence == "epoch" else self.total_steps if cadence == "none" else cadence
-        return math.ceil(self.total_steps / every)
+        """How often in the run something done at this cadence is done."""
+        every = self.steps_per_epoch if cadence == "epoch" else cadence
+        return 0 if every == "none" else -(-self.total_steps // every)
 
     def fingerprint(self) -> dict[str, Any]:
         """What must be the same for a checkpoint to be gone on from."""
