@@ -23,7 +23,7 @@ from weitiao.data.sources import load as load_rows
 from weitiao.data.tokenizer import TokenizerOptions
 from weitiao.data.tokenizer import train as train_tokenizer
 from weitiao.errors import InputError, say, t
-from weitiao.models import heads
+from weitiao.models import heads, sizes
 from weitiao.models import shape as shapes
 from weitiao.models.heads import Head
 from weitiao.models.load import ModelOptions, choose_dtype, load_tokenizer
@@ -141,6 +141,7 @@ def base_folder(model: ModelOptions) -> Path:
         merge = command("weitiao", "merge", model.path, "OUT")
         raise InputError(t("model.path: {path} is an adapter; merge it first: {command}", path=folder, command=merge))
     inspect.check_folder(folder)
+    sizes.check_tensors(folder, shapes.read(folder))
     return folder
 
 
