@@ -31,6 +31,7 @@ from weitiao.train.modes import evaluating, machine_facts
 from weitiao.train.options import TrainOptions
 from weitiao.train.paging import Paged
 from weitiao.train.parts import Parts
+from weitiao.train.progress import counting
 from weitiao.train.stopping import Stop
 from weitiao.train.tasks import Task
 from weitiao.train.trunk import Trunk
@@ -304,13 +305,14 @@ class Trainer:
         if not self.validation:
             return {}
         total, bound = torch.zeros((), dtype=torch.float64), self.course.micro_batch_tokens
-        lengths = [len(example) for example in self.validation]
-        with self.method.training(self.model):
+        lengths, done = [len(example) for example in self.validation], 0
+        with self.method.training(self.model), counting(t("validating")) as progress:
             for batches in plan_epoch(lengths, 64, bound, 0, 0, padded=self.course.padded):
                 for rows in batches:
                     if stop.asked:
                         return {}
                     total += self.loss([self.validation[row] for row in rows]).cpu()
+                    progress(done := done + len(rows), len(lengths))
         loss = total.item() / max(sum(example.trained_tokens for example in self.validation), 1)
         return {"loss": loss}
 
