@@ -41,6 +41,7 @@ from weitiao.train.trunk import SHARE
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 IMPORT_BYTES = 430 << 20  # torch, transformers, peft and the model's class, imported: measured resident size
 GPU_CONTEXT_BYTES = 600 << 20  # CUDA's context and libraries, which torch does not count
+NOWHERE = Room(0, 0, 0, 0)  # of a plan that was written before it was known
 GPU_HOST_BYTES = 1500 << 20  # what they take in the host's memory
 
 
@@ -88,7 +89,7 @@ class Plan:
     recomputed_blocks: int = 0  # that compute their activations twice
     paged_bytes: int = 0  # optimiser state in a file while it trains; on a GPU, in the host's memory
     parts: dict[str, int] = field(default_factory=dict)
-    room: Room | None = None  # on the disk
+    room: Room = NOWHERE
 
     @property
     def host_peak_bytes(self) -> int:
@@ -115,7 +116,7 @@ class Plan:
         """The plan that :meth:`to_dict` wrote."""
         known: dict[str, Any] = {name: value for name, value in values.items() if name in cls.__dataclass_fields__}
         known["phases"] = tuple(Phase(**phase) for phase in values["phases"])
-        known["room"] = Room(**values["room"]) if values.get("room") else None
+        known["room"] = Room(**values["room"]) if "room" in values else NOWHERE
         return cls(**known)
 
     def to_dict(self) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from weitiao.plan.speed import Cost
 from weitiao.train.course import Course
 from weitiao.train.progress import counting
 
-WALKED = 20_000  # steps that are looked at one by one, or the first epoch; what follows is taken to be like them
+WALKED = 160_000  # rows whose steps are looked at one by one, or the first epoch; what follows is taken to be like them
 
 
 class MicroBatch(NamedTuple):
@@ -78,7 +78,7 @@ def walk(course: Course, tape: Tape) -> Walk:
     """The steps of ``course``: all, or as many whole epochs as WALKED holds. Every epoch has the same rows, cut in
     another way; the largest rows, on which the peak depends, are in each."""
     total, each = course.total_steps, course.steps_per_epoch
-    walked = total if total <= WALKED else min(total, max(1, WALKED // each) * each)
+    walked = min(total, max(1, WALKED // len(course.examples)) * each)
     batches, read = [], 0
     with counting(t("planning the steps")) as progress:
         for step in range(1, walked + 1):

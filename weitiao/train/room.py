@@ -53,13 +53,10 @@ class Room:
 def saves(course: Course, options: TrainOptions, best: bool) -> int:
     """How many steps may be followed by a checkpoint: those that are saved, those measured where the ``best`` of them
     is kept, and the last."""
-    last = course.total_steps
-    every = [options.save_every, options.evaluate_every if best else "none"]
-    periods = [course.steps_per_epoch if one == "epoch" else one for one in every if one != "none"]
-    counted = sum(last // period for period in periods)
-    if len(periods) == 2:
-        counted -= last // math.lcm(*periods)
-    return counted + all(last % period for period in periods)
+    last, cadences = course.total_steps, [options.save_every, *([options.evaluate_every] if best else [])]
+    periods = [period for period in map(course.period, cadences) if period]
+    both = last // math.lcm(*periods) if len(periods) == 2 else 0
+    return sum(last // period for period in periods) - both + all(last % period for period in periods)
 
 
 def check(run: Run, room: Room) -> int:
