@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from weitiao.errors import t
 from weitiao.plan.phases import Plan
-from weitiao.train.room import LESS
+from weitiao.train.room import less
 
 MEMORY = "train.memory=low, train.micro_batch_tokens=1024, train.paged_optimizer=true, method.name=lora"
 
@@ -69,10 +69,10 @@ def verdict(plan: Plan) -> str:
     }
     if plan.fits:
         return t("fits: {need} of {have} memory, {disk} of {free} disk", **values)
-    less = [MEMORY] if peak > plan.available_bytes or plan.disk_bytes <= plan.free_disk_bytes else []
-    less += [LESS, "output=…"] if plan.disk_bytes > plan.free_disk_bytes else []
+    advice = [MEMORY] if peak > plan.available_bytes or plan.disk_bytes <= plan.free_disk_bytes else []
+    advice += [less(plan.room), "output=…"] if plan.disk_bytes > plan.free_disk_bytes else []
     message = "does not fit: {need} of {have} memory, {disk} of {free} disk; try {options}"
-    return t(message, **values, options=", ".join(less))
+    return t(message, **values, options=", ".join(advice))
 
 
 def size(count: int) -> str:

@@ -16,7 +16,8 @@ from weitiao.train.course import Course
 from weitiao.train.options import TrainOptions
 from weitiao.weights.folders import ROOM_BYTES
 
-LESS = "train.keep=1, train.save_every=none, train.best=null, train.optimizer=adamw8bit, method.name=lora"
+FEWER = ("train.keep=1", "train.save_every=none", "train.best=null")  # checkpoints
+SMALLER = ("train.optimizer=adamw8bit", "method.name=lora")
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,11 @@ class Room:
         return max(self.most * self.each + self.beside, self.kept * self.each + self.result)
 
 
+def less(room: Room) -> str:
+    """Options that make it less."""
+    return ", ".join((*(FEWER if room.most > 1 else ()), *SMALLER))
+
+
 def saves(course: Course, options: TrainOptions, best: bool) -> int:
     """How many steps may be followed by a checkpoint: those that are saved, those measured where the ``best`` of them
     is kept, and the last."""
@@ -71,4 +77,6 @@ def check(run: Run, room: Room) -> int:
     )
     parts = {name: f"{getattr(room, name) / 2**20:.1f} MiB" for name in ("weights", "state", "result", "beside")}
     said = t(message, path=run.path, needed=needed, free=free, count=room.most, **parts)
-    raise RunError([said, t("less is needed with {options}; or give output=FOLDER on another disk", options=LESS)])
+    raise RunError(
+        [said, t("less is needed with {options}; or give output=FOLDER on another disk", options=less(room))]
+    )
