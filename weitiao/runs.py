@@ -227,8 +227,13 @@ def disk_error(error: OSError, path: Path, needed_bytes: int) -> RunError:
 
 
 def folder_bytes(folder: Path) -> int:
-    """What the files in ``folder`` hold; 0 where it is not there."""
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    """What the files in ``folder`` hold; 0 where it is not there. A file that goes meanwhile does not count."""
+    found = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            with suppress(OSError):
+                found += os.stat(os.path.join(place, name)).st_size
+    return found
 
 
 def existing(path: Path) -> Path:
