@@ -64,11 +64,11 @@ def test_another_run_in_the_folder_is_left_alone(tmp_path, capsys):
     assert "holds another run" in capsys.readouterr().err
 
 
-def test_a_stopped_demo_goes_on_to_the_same_figures_and_a_finished_one_is_replaced(tmp_path, monkeypatch, capsys):
+def test_a_stopped_demo_goes_on_to_the_same_figures(tmp_path, monkeypatch, capsys):
     """Ctrl-C in the middle of tuning; the command that is said then is the one that is given again."""
 
     def words(folder):
-        return ["demo", "--seed", "5", "--output", str(tmp_path / folder), "--dialogues", "40", "--epochs", "1.0"]
+        return ["demo", "--seed", "5", "--output", str(tmp_path / folder), "--dialogues", "20", "--epochs", "2.0"]
 
     def press(self, record, total_steps):
         if record["step"] == 2:
@@ -92,6 +92,10 @@ def test_a_stopped_demo_goes_on_to_the_same_figures_and_a_finished_one_is_replac
     lines = [Run.open(tmp_path / name).metrics() for name in ("whole", "run")]
     losses = [[line["loss"] for line in those if "loss" in line] for those in lines]
     assert losses[0] == losses[1] and len(losses[0]) == 4
-    again = run_demo(["demo", "--seed", "6", "--output", str(tmp_path / "run"), "--dialogues", "20", "--epochs", "0.5"])
-    assert again["seed"] == 6 and Run.open(tmp_path / "run").recipe()["train"]["seed"] == 6
-    assert len([line for line in Run.open(tmp_path / "run").metrics() if "loss" in line]) == 1
+
+
+def test_a_finished_demo_is_replaced_by_the_next(ran):
+    output, _ = ran
+    again = run_demo(["demo", "--seed", "6", "--output", str(output), "--dialogues", "20", "--epochs", "0.5"])
+    assert again["seed"] == 6 and Run.open(output).recipe()["train"]["seed"] == 6
+    assert len([line for line in Run.open(output).metrics() if "loss" in line]) == 1

@@ -59,8 +59,8 @@ def less(room: Room) -> str:
 def saves(course: Course, options: TrainOptions, best: bool) -> int:
     """How many steps may be followed by a checkpoint: those that are saved, those measured where the ``best`` of them
     is kept, and the last."""
-    last, cadences = course.total_steps, [options.save_every, *([options.evaluate_every] if best else [])]
-    periods = [period for period in map(course.period, cadences) if period]
+    last, measured = course.total_steps, course.period(options.evaluate_every) if best else None
+    periods = [period for period in (course.period(options.save_every), measured) if period]
     both = last // math.lcm(*periods) if len(periods) == 2 else 0
     return sum(last // period for period in periods) - both + all(last % period for period in periods)
 
