@@ -71,7 +71,7 @@ def test_a_stopped_demo_goes_on_to_the_same_figures(tmp_path, monkeypatch, capsy
         return ["demo", "--seed", "5", "--output", str(tmp_path / folder), "--dialogues", "20", "--epochs", "2.0"]
 
     def press(self, record, total_steps):
-        if record["step"] == 2:
+        if record["step"] == 3:
             signal.raise_signal(signal.SIGINT)
 
     whole = run_demo(words("whole"))
@@ -83,7 +83,7 @@ def test_a_stopped_demo_goes_on_to_the_same_figures(tmp_path, monkeypatch, capsy
     command = shlex.split(said.split(": weitiao ")[1])
     assert command == words("run")
     stopped = Run.open(tmp_path / "run")
-    assert [line["step"] for line in stopped.metrics() if "loss" in line] == [1, 2] and not stopped.finished
+    assert [line["step"] for line in stopped.metrics() if "loss" in line] == [1, 2, 3] and not stopped.finished
     resumed = run_demo(command)
     assert "going on from" in capsys.readouterr().err
     for figures in (whole, resumed):
