@@ -238,14 +238,12 @@ def plan(
     saved_bytes: int = 0,
 ) -> Plan:
     """What the run of ``options`` over ``train`` will need; the steps are those that the training loop will take.
-
     ``dtype`` is what frozen weights are held and computed in, ``result_dtype`` (the same if not given) what a whole
     model is saved in; ``file_bytes`` the size of the weights' files (0 for a new model), mapped while they are loaded;
     ``saved_bytes`` what quantisation takes off the weights.
     """
     on_cpu = facts.device == "cpu"
-    fused = on_cpu and options.engine == "auto" and kernels.compiled() is not None
-    tape = activations.tape(shape, method, dtype, fused)
+    tape = activations.tape(shape, method, dtype, on_cpu and options.engine == "auto" and bool(kernels.compiled()))
     course = Course(train, task, options, tape.padded, shares(options, method, frozen_blocks(shape, method, tape)))
     held, result = (
         Held.of(shape, method, dtype, options, saved_bytes),
@@ -258,7 +256,6 @@ def plan(
     again = setting.again(course.micro_batch_tokens, dtype)
     cost, steps, parts = setting.at(again)
     pass_bytes, pass_seconds = validation_pass(validation, course.micro_batch_tokens, tape, cost)
-    seconds = steps.seconds + course.times(options.evaluate_every) * pass_seconds
     needs = {
         "load": (loading_bytes(shape, dtype, file_bytes), 0),
         "train": (sum(parts.values()) + steps.peak_bytes, room.beside),
@@ -270,7 +267,7 @@ def plan(
         phases=phases,
         steps=course.total_steps,
         step_seconds=steps.seconds / course.total_steps if on_cpu else None,
-        total_seconds=seconds if on_cpu else None,
+        total_seconds=steps.seconds + course.times(options.evaluate_every) * pass_seconds if on_cpu else None,
         parameters=shape.parameters,
         trainable_parameters=method.count(shape),
         tokens=steps.read,
