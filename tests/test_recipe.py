@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections import namedtuple
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +20,12 @@ import torch
 from weitiao import cli
 from weitiao.config import Tree
 from weitiao.data.rows import Text
-from weitiao.errors import InputError
+from weitiao.errors import InputError, RunError
 from weitiao.methods import METHODS, NEW_RATE
 from weitiao.methods.io import open_model
 from weitiao.recipe import Recipe, check, load, run, stages
-from weitiao.runs import Run, is_run
+from weitiao.runs import Run, folder_bytes, is_run
+from weitiao.weights.folders import ROOM_BYTES
 
 LLAMA = {
     "model_type": "llama",
@@ -359,3 +363,63 @@ def test_the_last_checkpoint_opens_as_what_was_saved(values: dict, method: dict,
     ids = torch.arange(5, 40)[None]
     saved, opened = (open_model(done.run.path, "float32", checkpoint=step).model for step in (None, done.fit.steps))
     torch.testing.assert_close(opened(input_ids=ids).logits, saved(input_ids=ids).logits, rtol=0, atol=1e-4)
+
+
+# ---- the disk
+
+
+def small_disk(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
+    """So many bytes are free."""
+    usage = namedtuple("usage", "total used free")(1 << 40, 0, free)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+
+
+def test_too_small_a_disk_is_refused_before_a_weight_is_read_and_leaves_nothing(
+    values: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    recipe = Recipe.model_validate(values | {"method": {"name": "full"}})
+    with monkeypatch.context() as patch:
+        small_disk(patch, 3 << 20)
+        patch.setattr("weitiao.models.load.load", lambda *_, **__: pytest.fail("a weight was read"))
+        with pytest.raises(
+            RunError, match=r"bytes needed, 3145728 bytes free.*optimiser.*\n.*save_every=none"
+        ) as raised:
+            run(recipe)
+        verdict = capsys.readouterr().err.splitlines()[-1]
+        assert "train.keep=1" in verdict and "output=" in verdict and "train.memory" not in verdict
+        assert not (tmp_path / "run").exists()
+    needed = int(re.findall(r"(\d+) bytes needed", str(raised.value))[0])
+    assert run(recipe).plan.disk_bytes == needed, "the plan and the refusal reckon alike"
+
+
+def test_a_run_that_fails_before_its_first_step_leaves_nothing_in_the_way(
+    values: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def full(*_: object) -> None:
+        raise RunError("the disk is full")
+
+    for stages_ in ([], [{"name": "one"}]):
+        recipe = Recipe.model_validate(values | {"stages": stages_})
+        with monkeypatch.context() as patch:
+            patch.setattr("weitiao.train.recovery.start", full)
+            with pytest.raises(RunError, match="the disk is full"):
+                run(recipe)
+        assert not (tmp_path / "run").exists()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "mine.txt").write_text("stays")
+    with monkeypatch.context() as patch:
+        patch.setattr("weitiao.train.recovery.start", full)
+        with pytest.raises(RunError, match="the disk is full"):
+            run(recipe)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["mine.txt"]
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_the_disk_is_planned_to_the_byte(values: dict, tmp_path: Path, method: str):
+    """One checkpoint and the result: what lies there is what was planned, but for headers, JSON and a picture."""
+    options = values["train"] | {"save_every": "none", "evaluate_every": "none"}
+    done = run(Recipe.model_validate(values | {"method": {"name": method}, "train": options}))
+    written = folder_bytes(tmp_path / "run")
+    tensors = sum(path.stat().st_size for path in (tmp_path / "run").rglob("*.safetensors"))
+    assert done.plan.room and tensors <= done.plan.disk_bytes <= tensors + ROOM_BYTES
+    assert written <= done.plan.disk_bytes

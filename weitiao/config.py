@@ -75,23 +75,19 @@ class _Loader(yaml.SafeLoader):
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012 (PyYAML's own name)
 
 
-_Loader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile(r"^(~|null|Null|NULL|)$"), None)
-_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(true|True|TRUE|false|False|FALSE)$"), None)
-_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?(0|[1-9][0-9]*)$"), None)
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^([-+]?(\.[0-9]+|[0-9]+\.[0-9]*)([eE][-+]?[0-9]+)?|[-+]?[0-9]+[eE][-+]?[0-9]+|[-+]?\.inf|\.nan)$"),
-    None,
-)
+for _tag, _pattern in {
+    "null": r"^(~|null|Null|NULL|)$",
+    "bool": r"^(true|True|TRUE|false|False|FALSE)$",
+    "int": r"^[-+]?(0|[1-9][0-9]*)$",
+    "float": r"^([-+]?(\.[0-9]+|[0-9]+\.[0-9]*)([eE][-+]?[0-9]+)?|[-+]?[0-9]+[eE][-+]?[0-9]+|[-+]?\.inf|\.nan)$",
+}.items():
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(_pattern), None)
 
 
 def read(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> Tree:
     """A YAML file (or a mapping) with ``a.b=c`` overrides laid on top; InputError if either is malformed."""
-    if isinstance(source, Mapping):
-        tree = Tree(json_like(source))
-    else:
-        path = Path(source)
-        tree = parse(_text(path), str(path))
+    mapping = isinstance(source, Mapping)
+    tree = Tree(json_like(source)) if mapping else parse(_text(Path(source)), str(Path(source)))
     problems = []
     for override in overrides:
         try:
@@ -259,10 +255,8 @@ def _locate(cls: type[BaseModel], values: Any, error: ErrorDetails) -> tuple[str
             break
         annotations = [c.model_fields[str(part)].annotation for c in classes if part in c.model_fields]
         if annotations:
-            classes, label = (
-                [leaf for a in annotations for leaf in _leaves(a) if hasattr(leaf, "model_fields")],
-                str(part),
-            )
+            leaves = (leaf for annotation in annotations for leaf in _leaves(annotation))
+            classes, label = [leaf for leaf in leaves if hasattr(leaf, "model_fields")], str(part)
         place = None if last and error["type"] == "missing" else place[part]  # pyright: ignore
     if error["type"] == "union_tag_invalid":
         key.append("name")
@@ -347,9 +341,8 @@ def _no_choice(value: Any, choices: Iterable[str], expected: Iterable[str] = ())
     choices = list(choices)
     listed = ", ".join([*choices, *dict.fromkeys(expected)])
     if near := nearest(str(value), choices):
-        return t(
-            '{found} is not a choice; did you mean "{near}"? ({names})', found=_shown(value), near=near, names=listed
-        )
+        message = '{found} is not a choice; did you mean "{near}"? ({names})'
+        return t(message, found=_shown(value), near=near, names=listed)
     return t("{found} is not a choice ({names})", found=_shown(value), names=listed)
 
 

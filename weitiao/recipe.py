@@ -40,8 +40,6 @@ if TYPE_CHECKING:
     from weitiao.plan.phases import Plan
     from weitiao.train.loop import Evaluator, Fit
 
-
-if TYPE_CHECKING:
     AnyMethod = Method
 else:
     _CHOICES = tuple(Annotated[cls, Tag(name)] for name, cls in METHODS.items())
@@ -95,12 +93,7 @@ def check(recipe: Recipe, tree: Tree | None = None, *, generators: Iterable[str]
     for part, part_tree in parts:
         found = [*checks.absent(part, generators), *checks.contradictions(part, measured)]
         problems += [config.problem(part_tree, key, what) for key, what in found]
-    first, output = parts[0][0], Path(recipe.output).absolute()
-    base = Path(first.model.path).absolute()
-    if output in (base, *base.parents):
-        what = t("would overwrite the base model {path}", path=first.model.path)
-        problems.append(config.problem(tree, "output", what))
-    if what := checks.unwritable(output):
+    if what := checks.unwritable(Path(recipe.output).absolute(), parts[0][0].model.path):
         problems.append(config.problem(tree, "output", what))
     if problems:
         raise InputError(list(dict.fromkeys(problems)))
@@ -245,6 +238,8 @@ def _run_stages(above: Run, tree: Tree, ways: Ways, locks: ExitStack) -> Result:
 def _made(run: Run, values: Mapping[str, Any], ways: Ways, locks: ExitStack) -> None:
     """The run's folder, locked, with its recipe."""
     run.make()
+    if not ways.resume:
+        locks.push(run.undo_unless_begun)
     locks.enter_context(run.locked())
     if not ways.resume:
         Run.create(run.path, values, ways.overwrite)
@@ -266,6 +261,7 @@ def _run_one(
     from weitiao.train.modes import seed_everything
     from weitiao.train.progress import Bar
     from weitiao.train.rehearsal import rehearse
+    from weitiao.train.room import check as check_room
     from weitiao.weights.folders import whole
 
     started, evaluators, resume = awake_seconds(), ways.evaluators, ways.resume
@@ -280,6 +276,7 @@ def _run_one(
         if resume:
             agree(run, _plain(recipe), ways.allow_changes)
         print(report.text(ready.plan), file=sys.stderr, flush=True)
+        check_room(run, ready.plan.room)
         model = load_model(ready.model, tokenizer=ready.tokenizer, seed=seed, training=ready.training, head=ready.head)
         seed_everything(seed)
         model = recipe.method.attach(model)

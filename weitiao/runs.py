@@ -16,12 +16,13 @@ import secrets
 import shlex
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from weitiao.errors import InputError, RunError, redact, t
+from weitiao.errors import InputError, Interrupted, RunError, redact, t
 from weitiao.machine.lock import Lock
 
 RECIPE = "recipe.yaml"
@@ -145,6 +146,18 @@ class Run:
         write_atomic(path, redact(text))
         return path
 
+    def undo_unless_begun(self, kind: type[BaseException] | None, *_: object) -> None:
+        """For ``ExitStack.push``: of a run that failed before its first step nothing stays for which a second try would
+        be refused."""
+        failed = kind is not None and issubclass(kind, Exception) and not issubclass(kind, Interrupted)
+        begun = is_run(self.path) and any(is_run(stage.path) for stage in self.stages)
+        if not failed or begun or self.metrics() or self.checkpoints.is_dir():
+            return
+        with suppress(RunError, OSError):
+            with self.locked():
+                self.clear()
+            self.path.rmdir()  # where nothing else is in it
+
     def clear(self) -> None:
         """Remove what the former run left, and only that: other files in the folder stay."""
         for stage in self.stages:
@@ -211,6 +224,16 @@ def disk_error(error: OSError, path: Path, needed_bytes: int) -> RunError:
     free_bytes = shutil.disk_usage(existing(path)).free
     message = "{path}: the disk is full: {needed} bytes needed, {free} bytes free"
     return RunError(t(message, path=path, needed=needed_bytes, free=free_bytes))
+
+
+def folder_bytes(folder: Path) -> int:
+    """What the files in ``folder`` hold; 0 where it is not there. A file that goes meanwhile does not count."""
+    found = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            with suppress(OSError):
+                found += os.stat(os.path.join(place, name)).st_size
+    return found
 
 
 def existing(path: Path) -> Path:

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from weitiao.data.batch import Example, collate, pack, padded_length, plan_epoch, shared_tokens
+from weitiao.data import batch
+from weitiao.data.batch import START_TOKENS, Example, collate, pack, padded_length, plan_epoch, shared_tokens
 from weitiao.errors import InputError
 
 LENGTHS = st.lists(st.integers(1, 300), max_size=60)
@@ -153,3 +154,24 @@ def test_packing_draws_its_order_from_seed_and_epoch():
     assert pack([], 16, seed=0, epoch=0) == []
     with pytest.raises(InputError):
         pack(documents, 1, seed=0, epoch=0)
+
+
+@given(st.lists(st.integers(1, 300), min_size=1, max_size=40), st.booleans())
+def test_a_bound_that_binds_nothing_cuts_as_none_and_as_the_best_of_all_cuts(lengths, padded):
+    bound = len(lengths) * padded_length(max(lengths))
+    (step,) = plan_epoch(lengths, len(lengths), bound, 0, 0, padded=padded)
+    assert [step] == plan_epoch(lengths, len(lengths), None, 0, 0, padded=padded)
+    sizes = sorted((padded_length(length) for length in lengths), reverse=True)
+    least = [0]  # cost of the first rows, by every cut there is
+    for end in range(1, len(sizes) + 1):
+        least.append(min(least[start] + (end - start) * sizes[start] + START_TOKENS for start in range(end)))
+    cost = sum(len(micro) * padded_length(max(lengths[row] for row in micro)) + START_TOKENS for micro in step)
+    assert cost == least[-1] if padded else len(step) == 1
+
+
+def test_the_work_of_a_huge_batch_grows_with_its_rows_alone(monkeypatch):
+    lengths, looked = np.random.default_rng(0).integers(20, 200, 5_000).tolist(), []
+    monkeypatch.setattr(batch, "padded_length", lambda length: looked.append(length) or padded_length(length))
+    for padded in (True, False):
+        plan_epoch(lengths, 1 << 40, 1 << 40, 0, 0, padded=padded)
+    assert len(looked) < 2 * len(lengths)  # every row beside every other would be twelve million

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -158,3 +160,18 @@ def test_talking_to_a_model_folder(model, capsys, monkeypatch):
     assert main(["chat", model, "--once", "hello", "--tools", "nothing-here"]) == 2
     monkeypatch.setattr("sys.stdin", io.StringIO("hello\n"))
     assert main(["chat", model, "--max-new-tokens", "4"]) == 0
+
+
+@pytest.mark.parametrize("task", ["dialogue", "perplexity"])
+def test_a_log_is_told_how_far_an_evaluation_is(task, model, chats, monkeypatch, capsys):
+    """Even before the first answer of a batch is whole."""
+    clock = SimpleNamespace(monotonic=itertools.count(0.0, 31.0).__next__)
+    monkeypatch.setattr("weitiao.train.progress.time", clock)
+    monkeypatch.setattr(perplexity, "BATCH_TOKENS", 64)
+    assert main(["eval", model, "--task", task, "--data", chats, "--max-new-tokens", "8"]) == 0
+    said = [line for line in capsys.readouterr().err.splitlines() if line.endswith(" left")]
+    assert len(said) >= 3
+    if task == "dialogue":
+        assert said[0] == "answering: 0 of 10  – left" and said[-1].startswith("answering: 10 of 10 ")
+    else:
+        assert said[-1].startswith("measuring: 5 of 5 ")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import subprocess
+import sys
 
 import pytest
 import torch
@@ -273,3 +274,20 @@ def test_the_twins_of_products_in_torch(monkeypatch, dtype):
     assert found is out and apart(out, exact) < 0.02
     assert apart(products.at_weight(y, x, torch.zeros(5, 12)), y.float().t() @ x.float()) < 0.02
     assert apart(products.outer(x, y, 2.0), 2 * x.float().t() @ y.float()) < 0.02
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the compiler here is a shell script")
+def test_compiling_is_said_before_it_begins_and_a_slow_compiler_asked_again(monkeypatch, capsys, tmp_path):
+    script = tmp_path / "cc"
+    script.write_text('#!/bin/sh\n[ "$1" = --version ] && echo 1 && exit\necho asked >> "$0.log"\nexec sleep 60\n')
+    script.chmod(0o755)
+    monkeypatch.setenv("CC", str(script))
+    monkeypatch.setattr(kernels, "SECONDS", 1)
+    monkeypatch.setattr(kernels, "cache_folder", lambda: tmp_path)
+    for times in (1, 2):
+        assert kernels.compiled.__wrapped__() is None
+        first, last = capsys.readouterr().err.splitlines()
+        assert first.startswith("compiling kernels for this processor, once")
+        assert "took more than 1 s, and is tried again next time" in last
+        assert (tmp_path / "cc.log").read_text().count("asked") == times
+        assert not list((tmp_path / "kernels").iterdir())

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from weitiao import machine
 from weitiao.errors import InputError
-from weitiao.models import attention, tiny
+from weitiao.models import attention, shape, sizes, tiny
 from weitiao.models.load import ModelOptions, choose_dtype, load, load_tokenizer
 from weitiao.models.modules import embedding
 
@@ -99,10 +99,39 @@ def test_a_tensor_that_is_missing_is_an_error_and_one_too_many_is_said(copy, cap
         load(ModelOptions(path=str(copy)))
 
 
-def test_weights_of_another_shape_are_an_error(copy):
-    edit(copy, "config.json", intermediate_size=96)
-    with pytest.raises(InputError):
+SLIPS = {
+    "hidden_size": (32, r"embed_tokens\.weight is \[\d+, 64\] in the file of weights; by config\.json .* \[\d+, 32\]"),
+    "intermediate_size": (96, r"layers\.0\.mlp\.\w+\.weight is \[\d+, \d+\].*\b96\b"),
+    "vocab_size": (77, r"embed_tokens\.weight is .* \[77, 64\]"),
+    "num_key_value_heads": (1, r"layers\.0\.self_attn\.k_proj\.weight"),
+}
+
+
+@pytest.mark.parametrize("key", SLIPS)
+def test_weights_of_another_size_are_named_before_any_is_read(copy, key, monkeypatch):
+    value, said = SLIPS[key]
+    edit(copy, "config.json", **{key: value})
+    monkeypatch.setattr("weitiao.models.load._opened", lambda *_: pytest.fail("weights were read"))
+    with pytest.raises(InputError, match=said) as error:
         load(ModelOptions(path=str(copy)))
+    assert len(error.value.problems) <= 8 and "from one place" in error.value.problems[-1]
+
+
+def test_a_size_that_only_transformers_finds_wrong_is_named_alike(copy, monkeypatch):
+    edit(copy, "config.json", intermediate_size=96)
+    monkeypatch.setattr("weitiao.models.sizes.check_tensors", lambda *_: None)
+    with pytest.raises(InputError, match=r"mlp\.down_proj\.weight is \[64, 128\] .* \[64, 96\]") as error:
+        load(ModelOptions(path=str(copy)))
+    assert "report" not in str(error.value) and "ignore_mismatched" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "family", ["gpt2", "llama", "qwen3", "gemma", "glm", "bert", "qwen3_moe", "rwkv", "bloom", "phi3"]
+)
+def test_sound_folders_of_every_family_pass(tmp_path, family):
+    folder = tiny.make(family, tmp_path / family)
+    sizes.check_tensors(folder, shape.read(folder))
+    load(ModelOptions(path=str(folder), dtype="float32"))
 
 
 def test_code_in_a_folder_is_never_run(copy):

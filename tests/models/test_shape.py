@@ -123,6 +123,25 @@ def test_a_bad_config_is_named(text, said, tmp_path):
         shape.read(tmp_path / "nothing.json")
 
 
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"model_type": "llama", "hidden_size": 999}, "hidden_size: 999 cannot be shared out evenly among 32 heads"),
+        ({"model_type": "gpt2", "n_embd": 999, "n_head": 10}, "n_embd: 999 cannot be shared out evenly among 10 heads"),
+        ({"model_type": "llama", "intermediate_size": "wide"}, "intermediate_size"),
+        ({"model_type": "llama", "rms_norm_eps": [1]}, "rms_norm_eps"),
+    ],
+)
+def test_a_library_s_own_words_do_not_come_out(values, said):
+    with pytest.raises(InputError, match=said) as error:
+        shape.read(values)
+    text = str(error.value)
+    assert text.startswith("model.config: ") and "\n" not in text
+    assert not [
+        word for word in ("alidation error", "validator", "ValueError", "TypeError", "pydantic") if word in text
+    ]
+
+
 def test_a_config_cannot_choose_kernels(tmp_path):
     def written(**values: str) -> None:
         (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"} | values))

@@ -103,11 +103,17 @@ def micro_batches(
     computed, so that it and ``START_TOKENS`` per micro-batch are least, else into as few parts as will do, as even as
     can be."""
     rows = sorted(rows, key=lambda row: (-lengths[row], row))
+    places: Sequence[int] = range(len(rows) + 1)
+    if rows and _fits(rows, lengths, bound, padded):  # more parts never help, nor do cuts between rows of one length
+        if not padded:
+            return [rows]
+        sizes = [padded_length(lengths[row]) for row in rows]
+        places = [0, *(place for place in places[1:-1] if sizes[place] != sizes[place - 1]), len(rows)]
     costs, cuts = [(0, 0)] + [(0, 0)] * len(rows), [0] * (len(rows) + 1)
-    for end in range(1, len(rows) + 1):
+    for number, end in enumerate(places[1:], 1):
         best = None
         tokens = common = 0
-        for start in range(end - 1, -1, -1):
+        for start in reversed(places[:number]):
             row = rows[start]
             if padded:
                 tokens = (end - start) * padded_length(lengths[row])
@@ -128,6 +134,12 @@ def micro_batches(
         batches.append(rows[cuts[end] : end])
         end = cuts[end]
     return batches[::-1]
+
+
+def _fits(rows: Sequence[int], lengths: Sequence[int], bound: int | None, padded: bool) -> bool:
+    """Whether all of ``rows``, the longest first, may be one micro-batch."""
+    spread = len(rows) * padded_length(lengths[rows[0]])
+    return bound is None or (spread if padded else max(sum(lengths[row] for row in rows), spread // SPREAD)) <= bound
 
 
 def shared_tokens(examples: Sequence[Example]) -> np.ndarray:

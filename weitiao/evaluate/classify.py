@@ -43,14 +43,16 @@ def predict(model: nn.Module, examples: Sequence[Example], pad_id: int) -> np.nd
     """What the head says of every row [rows, labels], before any softmax."""
     from weitiao.generate.engine import positions
     from weitiao.train.modes import evaluating
+    from weitiao.train.progress import counting
 
     found: dict[int, np.ndarray] = {}
     device = next(model.parameters()).device
-    with evaluating(model):
+    with evaluating(model), counting(t("measuring")) as progress:
         for batches in plan_epoch([len(example) for example in examples], 64, BATCH_TOKENS, 0, 0):
             for rows in batches:
                 batch = collate([examples[row] for row in rows], pad_id, positions(model)).to(device)
                 found |= dict(zip(rows, heads.scores(model, batch.ids, batch.attention).cpu().numpy(), strict=True))
+                progress(len(found), len(examples))
     return np.stack([found[row] for row in range(len(examples))])
 
 

@@ -25,6 +25,7 @@ from weitiao.generate.engine import positions
 from weitiao.generate.toolset import able
 from weitiao.train.logps import token_logps
 from weitiao.train.modes import evaluating
+from weitiao.train.progress import counting
 
 if TYPE_CHECKING:
     from weitiao.methods.io import Tuned
@@ -53,13 +54,15 @@ def row_losses(model: nn.Module, examples: Sequence[Example], pad_id: int) -> np
     """Negative log-likelihood (nats) of each example's trained tokens, float64 [examples]."""
     device, found = next(model.parameters()).device, np.zeros(len(examples))
     lengths = [len(example) for example in examples]
-    with evaluating(model):
+    done = 0
+    with evaluating(model), counting(t("measuring")) as progress:
         for batches in plan_epoch(lengths, 64, BATCH_TOKENS, 0, 0):
             for rows in batches:
                 batch = collate([examples[row] for row in rows], pad_id, positions(model)).to(device)
                 logps = token_logps(model, batch.ids, None, batch.mask).double().cpu().numpy()
                 ends = np.cumsum([examples[row].trained_tokens for row in rows])
                 found[rows] = [-part.sum() for part in np.split(logps, ends[:-1])]
+                progress(done := done + len(rows), len(examples))
     return found
 
 

@@ -134,17 +134,20 @@ def answers(tuned: Tuned, prompts: Sequence[Sequence[int]], options: EvaluateOpt
 
 
 def completions(tuned: Tuned, prompts: Sequence[Sequence[int]], options: EvaluateOptions) -> list[Completion]:
-    """The likeliest answer to every prompt (token ids), with a progress bar; how many were cut is said."""
-    from rich.console import Console
-    from rich.progress import Progress
-
+    """The likeliest answer to every prompt (token ids), with progress; how many were cut is said."""
     from weitiao.generate.engine import generate
     from weitiao.generate.sample import SampleOptions
+    from weitiao.train.progress import counting
 
-    console = Console(stderr=True)
     pad_id: Any = tuned.tokenizer.pad_token_id  # load_tokenizer sees to it that there is one
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        bar = progress.add_task(t("answering"), total=len(prompts))
+    ended: list[int] = []
+    with counting(t("answering")) as progress:
+
+        def tell(row: int, what: Completion | int) -> None:
+            """Of a token too: the first answers of a batch may be long in coming."""
+            ended.extend([] if isinstance(what, int) else [row])
+            progress(len(ended), len(prompts))
+
         done = generate(
             tuned.model,
             prompts,
@@ -152,7 +155,8 @@ def completions(tuned: Tuned, prompts: Sequence[Sequence[int]], options: Evaluat
             stop_ids=tuned.renderer.stop_ids,
             pad_id=pad_id,
             tokenizer=tuned.tokenizer,
-            on_done=lambda row, completion: progress.advance(bar),
+            on_token=tell,
+            on_done=tell,
             batch_size=options.batch_size,
         )
     cut = sum(completion.finish == "length" for completion in done)

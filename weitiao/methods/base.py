@@ -100,6 +100,13 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
+def result_bytes(model: nn.Module, method: Method) -> int:
+    """What the tensors that ``method`` saves of ``model`` take on disk."""
+    if method.saves == "adapter":
+        return sum(parameter.nbytes for parameter in trainable(model).values())
+    return sum(parameter.numel() for parameter in model.parameters()) * compute_dtype(model).itemsize
+
+
 def _linear_weights(model: nn.Module) -> set[int]:
     """Ids of the weights of all linears but the output head's, which may be the embedding."""
     from torch import nn

@@ -21,7 +21,7 @@ from weitiao.errors import InputError, t
 from weitiao.methods import METHODS, adapters, of
 from weitiao.methods.adapter import CONFIG as BOTTLENECK
 from weitiao.methods.adapter import read_config as read_bottleneck
-from weitiao.methods.base import Method, trainable
+from weitiao.methods.base import Method, result_bytes, trainable
 from weitiao.models import heads, shape
 from weitiao.models.load import DEFAULT_MODEL, ModelOptions, load, load_tokenizer
 from weitiao.runs import Run, is_run
@@ -59,8 +59,7 @@ def save(
 
     folder = Path(folder)
     base = str(Path(base).expanduser().resolve()) if base and Path(base).expanduser().is_dir() else base
-    kept = model.parameters() if method.saves == "model" else trainable(model).values()
-    with whole(folder, sum(parameter.numel() * 4 for parameter in kept)) as temporary:
+    with whole(folder, result_bytes(model, method)) as temporary:
         method.save(model, temporary, base)
         tokenizer.save_pretrained(str(temporary))
         renderer.save(temporary)

@@ -35,7 +35,7 @@ INCLUDED = tuple(SOURCE.with_name(f"{name}.c") for name in ("attention", "decode
 FLAGS = "-O3 -march=native -fopenmp -fno-math-errno -fno-trapping-math -fno-signed-zeros -shared -fPIC".split()
 if platform.machine() in ("x86_64", "AMD64"):
     FLAGS += ["-mprefer-vector-width=512"]  # compilers shy away from what older processors slowed down for
-SECONDS = 120  # after which a compiler is given up
+SECONDS = 900  # after which a compiler is given up: it takes some ten of a free core, and the machine may be busy
 NAMES = {torch.bfloat16: "bf16", torch.float32: "float"}
 KINDS = {int: ctypes.c_int64, bool: ctypes.c_int64, float: ctypes.c_float}  # what else is passed is a pointer
 LEVELS, LOWEST = 1 << 16, -(1 << 63)  # of the sixteen bits that decide a place; of the 64 that are drawn at once
@@ -54,7 +54,8 @@ def compiled() -> Any:
         return ctypes.CDLL(str(_built(compiler.split())))
     except (OSError, subprocess.SubprocessError) as error:
         slow = isinstance(error, subprocess.TimeoutExpired)
-        said = t("the compiler took more than {seconds} s", seconds=SECONDS) if slow else getattr(error, "stderr", "")
+        said = t("the compiler took more than {seconds} s, and is tried again next time", seconds=SECONDS)
+        said = said if slow else getattr(error, "stderr", "")
         lines = (said or str(error)).strip().splitlines()
         message = "no compiled kernels ({reason}); training goes on with transformers' own modules, which are slower"
         say(message, reason=lines[-1] if lines else type(error).__name__)
@@ -70,6 +71,7 @@ def _built(compiler: list[str]) -> Path:
     path = cache_folder() / "kernels" / name
     if path.is_file():
         return path
+    say("compiling kernels for this processor, once; on a busy machine it may take minutes")
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
         made = Path(scratch) / name

@@ -20,7 +20,7 @@ from pydantic import Field
 from weitiao import machine
 from weitiao.config import Options
 from weitiao.errors import InputError, redact, say, t
-from weitiao.models import heads, shape
+from weitiao.models import heads, shape, sizes
 from weitiao.models.heads import Head
 from weitiao.models.shape import quiet
 from weitiao.weights import bounded, fetch, icetext, inspect, tensors
@@ -122,6 +122,7 @@ def _open(folder: Path, dtype: Any, head: Head | None, seed: int) -> PreTrainedM
     config = shape.read_config(folder)
     if code := shape.names_code(folder):
         say("{path}: config.json names code of its own: {code}; it is not run", path=folder, code=code)
+    sizes.check_tensors(folder, shape.read(config))
     plain = not heads.has_one(config)
     config = config if head is None else heads.put_on(config, head)
     with quiet(), torch.random.fork_rng(devices=[]):
@@ -130,6 +131,8 @@ def _open(folder: Path, dtype: Any, head: Head | None, seed: int) -> PreTrainedM
             model, found = _opened(folder, config, dtype)
         except (OSError, RuntimeError, ValueError) as error:
             raise InputError(t("{path}: {reason}", path=folder, reason=" ".join(str(error).split()))) from error
+    if found["mismatched_keys"]:
+        raise sizes.unfit(folder, sorted(found["mismatched_keys"]))
     new = shape.read(config).head if head is not None and plain else frozenset()
     if missing := sorted(found["missing_keys"] - new):
         message = "{path}: the weights lack {count} tensors that the model needs: {names}"
@@ -153,6 +156,7 @@ def _opened(folder: Path, config: PretrainedConfig, dtype: Any) -> tuple[Any, di
         "trust_remote_code": False,
         "local_files_only": True,
         "output_loading_info": True,
+        "ignore_mismatched_sizes": True,  # they are told below, each with its sizes
     }
     auto = shape.auto_class(config)
     if any(file.suffix == ".safetensors" for file in inspect.weight_files(folder, [])):

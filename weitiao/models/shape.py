@@ -22,20 +22,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from weitiao.errors import InputError, t
-from weitiao.models import heads
+from weitiao.models import heads, sizes
 from weitiao.weights import bounded
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 CONFIG_FILE = "config.json"
-# which kernels run is decided by this program: a file that could name one could name code to be fetched and run
-SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
 CLOSE = 0.85  # so that hiden_size is a slip and the older rope_theta is not
 OWN = "chatglm"  # the model type of ChatGLM-6B, which transformers lacks
-LAYERS_LIMIT = 2000  # a file from outside must not make this program build a million layers
 # RWKV's trick for float16 halves weights in place on the way to evaluation, under adapters, codes and what is saved
 OVERRIDES: dict[str, dict[str, Any]] = {"rwkv": {"rescale_every": 0}}
+# which kernels run is decided by this program: a file that could name one could name code to be fetched and run
 KERNEL_CHOICE = re.compile(r"^_?((attn|experts)_implementation|hub_kernels?$|use_kernels?$)")
 REPOSITORY = re.compile(r'[^"\s]*/[^"\s]*')  # owner/name, where a published file has sdpa or flash_attention_2
 CODE = ("auto_map", "trust_remote_code", "code_revision", "custom_generate", "custom_pipelines")  # left unread
@@ -168,12 +166,12 @@ def read_config(source: str | Path | Mapping[str, Any]) -> PretrainedConfig:
     """
     if not isinstance(source, Mapping):
         return _checked(*_read_json(Path(source)))
-    config = _checked(dict(source), CONFIG_FILE)
+    config = _checked(dict(source), "model.config")
     known = [*type(config)().to_dict(), *type(config).attribute_map]
     near = {key: difflib.get_close_matches(key, known, n=1, cutoff=CLOSE) for key in source if key not in known}
     if slips := [(key, found[0]) for key, found in near.items() if found]:
         message = '{file}: {name}: no such key; did you mean "{near}"?'
-        raise InputError([t(message, file=CONFIG_FILE, name=name, near=found) for name, found in slips])
+        raise InputError([t(message, file="model.config", name=name, near=found) for name, found in slips])
     return config
 
 
@@ -198,11 +196,12 @@ def _checked(values: dict[str, Any], where: str) -> PretrainedConfig:
         raise InputError(t(message, file=where, method=method))
     kind = CONFIG_MAPPING[model_type]
     values = _without_code(values, where)
-    _check_sizes(values, kind.attribute_map, where)
+    sizes.check(values, kind.attribute_map, where)
     try:
         return kind.from_dict(values | OVERRIDES.get(model_type, {}))
     except Exception as error:  # each class validates in its own way; whatever it says is about this file
-        raise InputError(t("{file}: {reason}", file=where, reason=" ".join(str(error).split()))) from error
+        reason = sizes.refusal(error, kind().to_dict() | values, kind.attribute_map)
+        raise InputError(t("{file}: {reason}", file=where, reason=reason)) from error
 
 
 def _register(values: Mapping[str, Any], where: str) -> None:
@@ -213,22 +212,6 @@ def _register(values: Mapping[str, Any], where: str) -> None:
     from weitiao.models import chatglm
 
     chatglm.register()
-
-
-def _check_sizes(values: Mapping[str, Any], other_names: Mapping[str, str], where: str) -> None:
-    """InputError that names every given size which is not a positive number, under the family's own name for it."""
-    problems = []
-    for size in SIZES:
-        name = size if size in values else other_names.get(size, size)
-        value = values.get(name, 1)
-        if type(value) is not int or value < 1:
-            message = "{file}: {name}: {value} is not a positive whole number"
-            problems.append(t(message, file=where, name=name, value=json.dumps(value, default=str)))
-        elif size == "num_hidden_layers" and value > LAYERS_LIMIT:
-            message = "{file}: {name}: {value} layers are more than any model has"
-            problems.append(t(message, file=where, name=name, value=value))
-    if problems:
-        raise InputError(problems)
 
 
 def _read_json(path: Path) -> tuple[dict[str, Any], str]:
@@ -388,7 +371,8 @@ def _skeleton(config: PretrainedConfig) -> Any:
     except InputError:
         raise
     except Exception as error:  # sizes that do not fit together fail somewhere inside the model's class
-        raise InputError(t("{file}: {reason}", file=CONFIG_FILE, reason=" ".join(str(error).split()))) from error
+        reason = sizes.refusal(error, config.to_dict(), config.attribute_map)
+        raise InputError(t("{file}: {reason}", file=CONFIG_FILE, reason=reason)) from error
 
 
 def _size(config: PretrainedConfig, name: str) -> int | None:

@@ -44,8 +44,11 @@ class Sections(Protocol):
     def output(self) -> str: ...
 
 
-def unwritable(output: Path) -> str:
-    """Why a run's folder cannot be written; "" where nothing stands in its way."""
+def unwritable(output: Path, base: str) -> str:
+    """Why the folder of a run from the model ``base`` cannot be written; "" where nothing stands in its way."""
+    below = Path(base).absolute()
+    if output in (below, *below.parents):
+        return t("would overwrite the base model {path}", path=base)
     place = next((path for path in (output, *output.parents) if path.exists()), output)
     if not place.is_dir():
         return t("cannot be written: {path} is a file", path=place)

@@ -26,7 +26,7 @@ from weitiao.plan.curves import judged
 from weitiao.plan.phases import Plan
 from weitiao.plan.prepare import Prepared
 from weitiao.plan.report import duration, size
-from weitiao.runs import Run, command
+from weitiao.runs import Run, command, folder_bytes
 from weitiao.train import checkpoint
 from weitiao.train.loop import Fit
 
@@ -57,11 +57,6 @@ def peak_bytes() -> int | None:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def disk_bytes(run: Run) -> int:
-    """What the run folder holds."""
-    return sum(path.stat().st_size for path in run.path.rglob("*") if path.is_file())
-
-
 def measured(recipe: Sections, run: Run, tuned: Tuned) -> dict[str, Any]:
     """The figures of the recipe's evaluation; what was predicted goes to ``predictions.jsonl``."""
     if recipe.evaluate is None:
@@ -89,11 +84,12 @@ def report(recipe: Sections, run: Run, ready: Prepared, done: Fit, figures: Mapp
     that go on from here."""
     plan, metrics, peak = ready.plan, run.metrics(), peak_bytes()
     curves(metrics, run.path / "loss.png")
+    held = done.disk_bytes + (done.paged_bytes if plan.device == "cpu" else 0)
     planned, took = plan.total_seconds, sum(record.get("seconds", 0.0) for record in metrics)
     compared = [
         [t("peak memory"), size(plan.host_peak_bytes), "–" if peak is None else size(peak)],
         [t("time"), "–" if planned is None else duration(planned), duration(took)],
-        [t("disk"), size(plan.disk_bytes), size(disk_bytes(run) + (done.paged_bytes if plan.device == "cpu" else 0))],
+        [t("disk"), size(plan.disk_bytes), size(max(held, folder_bytes(run.path)))],
     ]
     parts = [
         f"# {run.path.absolute().name}\n",

@@ -14,12 +14,12 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from weitiao import machine
-from weitiao.data.batch import Example, padded_length, plan_epoch
+from weitiao.data.batch import Example, plan_epoch
 from weitiao.errors import InputError, t
 from weitiao.methods.base import Method
 from weitiao.methods.expand import Expand
@@ -28,19 +28,21 @@ from weitiao.models.shape import Shape
 from weitiao.plan import activations, speed
 from weitiao.plan.activations import Tape
 from weitiao.plan.speed import trained_linears
+from weitiao.plan.steps import Steps, Walk, computed, walk
 from weitiao.train.checkpoint import SHARD_BYTES
 from weitiao.train.course import Course, shares
 from weitiao.train.memory import size_bytes
 from weitiao.train.optim import state_bytes, step_bytes
 from weitiao.train.options import TrainOptions
+from weitiao.train.room import Room
 from weitiao.train.tasks import Task
 from weitiao.train.trunk import SHARE
 
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 IMPORT_BYTES = 430 << 20  # torch, transformers, peft and the model's class, imported: measured resident size
 GPU_CONTEXT_BYTES = 600 << 20  # CUDA's context and libraries, which torch does not count
+NOWHERE = Room(0, 0, 0, 0)  # of a plan that was written before it was known
 GPU_HOST_BYTES = 1500 << 20  # what they take in the host's memory
-BESIDE_BYTES = 1 << 20  # what a checkpoint holds beside tensors
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ class Facts:
 
 @dataclass(frozen=True)
 class Phase:
-    """One phase's peaks; ``disk_bytes`` is what it writes."""
+    """One phase's peaks; ``disk_bytes`` is what it has on the disk."""
 
     name: str
     host_peak_bytes: int
@@ -87,6 +89,7 @@ class Plan:
     recomputed_blocks: int = 0  # that compute their activations twice
     paged_bytes: int = 0  # optimiser state in a file while it trains; on a GPU, in the host's memory
     parts: dict[str, int] = field(default_factory=dict)
+    room: Room = NOWHERE
 
     @property
     def host_peak_bytes(self) -> int:
@@ -100,7 +103,7 @@ class Plan:
 
     @property
     def disk_bytes(self) -> int:
-        """Everything that the run writes, the file of paged state with it."""
+        """The most that the run has on the disk at once, the file of paged state with it."""
         return sum(phase.disk_bytes for phase in self.phases)
 
     @property
@@ -113,6 +116,7 @@ class Plan:
         """The plan that :meth:`to_dict` wrote."""
         known: dict[str, Any] = {name: value for name, value in values.items() if name in cls.__dataclass_fields__}
         known["phases"] = tuple(Phase(**phase) for phase in values["phases"])
+        known["room"] = Room(**values["room"]) if "room" in values else NOWHERE
         return cls(**known)
 
     def to_dict(self) -> dict[str, Any]:
@@ -183,16 +187,40 @@ def trained_tensors(shape: Shape, method: Method) -> list[tuple[int, bool]]:
 
 
 @dataclass(frozen=True)
-class Steps:
-    """Tokens read in all; the step that needs most (its number from 1, its tokens, what it adds to what is held); how
-    long all take."""
+class Setting:
+    """What the steps of a run are reckoned from, however many blocks compute their activations twice. ``trunk``: blocks
+    that run in the first epoch only."""
 
-    read: int
-    worst: int
-    tokens: int
-    peak_bytes: int
-    seconds: float
-    sizes: int  # different numbers of tokens that are computed at once
+    shape: Shape
+    method: Method
+    options: TrainOptions
+    facts: Facts
+    tape: Tape
+    held: Held
+    walked: Walk
+    trunk: int
+
+    def at(self, again: int) -> tuple[speed.Cost, Steps, dict[str, int]]:
+        """All steps where ``again`` blocks compute their activations twice, and what is held beside these."""
+        tape, held = self.tape, self.held
+        twice, kept = again / max(tape.blocks, 1), self.trunk / self.shape.layers
+        cost = speed.Cost.of(self.shape, self.method, tape, self.facts, twice, self.options.optimizer)
+        steps = self.walked.steps(tape, held.gradients, held.window, cost, again, kept)
+        on_cpu = self.facts.device == "cpu"
+        code = activations.kernel_bytes(self.shape, self.method, tape, steps.sizes) if on_cpu else 0
+        return cost, steps, {"weights": held.weights, "optimizer": held.moments - held.paged, "kernels": code}
+
+    def peak_bytes(self, again: int) -> int:
+        """The peak of the training phase, where the model is."""
+        _, steps, parts = self.at(again)
+        phase = placed("train", sum(parts.values()) + steps.peak_bytes, 0, self.facts, self.held.paged)
+        return phase.host_peak_bytes if self.facts.device == "cpu" else phase.gpu_peak_bytes
+
+    def again(self, micro_batch_tokens: int, dtype: str) -> int:
+        """How many blocks will compute their activations twice."""
+        if self.options.memory in ("auto", "low", "fast"):
+            return self.tape.blocks * recomputes(self.options, self.shape, micro_batch_tokens, dtype, self.facts)
+        return fewest(self.tape.blocks, self.peak_bytes, self.options.memory)
 
 
 def plan(
@@ -204,55 +232,42 @@ def plan(
     *,
     facts: Facts,
     dtype: str = "float32",
+    result_dtype: str = "",
     validation: Sequence[Example] = (),
     file_bytes: int = 0,
     saved_bytes: int = 0,
 ) -> Plan:
     """What the run of ``options`` over ``train`` will need; the steps are those that the training loop will take.
-
-    ``dtype`` is what frozen weights are held and computed in; ``file_bytes`` the size of the weights' files (0 for a
-    new model), which are mapped while they are loaded; ``saved_bytes`` what quantisation takes off the weights.
+    ``dtype`` is what frozen weights are held and computed in, ``result_dtype`` (the same if not given) what a whole
+    model is saved in; ``file_bytes`` the size of the weights' files (0 for a new model), mapped while they are loaded;
+    ``saved_bytes`` what quantisation takes off the weights.
     """
     on_cpu = facts.device == "cpu"
-    fused = on_cpu and options.engine == "auto" and kernels.compiled() is not None
-    tape = activations.tape(shape, method, dtype, fused)
+    tape = activations.tape(shape, method, dtype, on_cpu and options.engine == "auto" and bool(kernels.compiled()))
     course = Course(train, task, options, tape.padded, shares(options, method, frozen_blocks(shape, method, tape)))
-    held = Held.of(shape, method, dtype, options, saved_bytes)
-    disk = disk_bytes(shape, method, options, held, dtype)
-    trunk = trunk_blocks(shape, method, options, course, facts.free_disk_bytes - disk, tape)
-
-    def walked(again: int) -> tuple[speed.Cost, Steps, dict[str, int]]:
-        """All steps where so many blocks compute their activations twice, and what is held beside these."""
-        cost = speed.Cost.of(shape, method, tape, facts, again / max(tape.blocks, 1), options.optimizer)
-        steps = walk(course, tape, held, cost, again, trunk / shape.layers)
-        code = activations.kernel_bytes(shape, method, tape, steps.sizes) if on_cpu else 0
-        return cost, steps, {"weights": held.weights, "optimizer": held.moments - held.paged, "kernels": code}
-
-    def peak_bytes(again: int) -> int:
-        _, steps, parts = walked(again)
-        phase = placed("train", sum(parts.values()) + steps.peak_bytes, 0, facts, held.paged)
-        return phase.host_peak_bytes if on_cpu else phase.gpu_peak_bytes
-
-    if options.memory in ("auto", "low", "fast"):
-        again = tape.blocks * recomputes(options, shape, course.micro_batch_tokens, dtype, facts)
-    else:
-        again = fewest(tape.blocks, peak_bytes, options.memory)
-    cost, steps, parts = walked(again)
-    kept = sum(parts.values())
+    held, result = (
+        Held.of(shape, method, dtype, options, saved_bytes),
+        result_size(shape, method, result_dtype or dtype),
+    )
+    room = Room.of(course, options, bool(validation), held.gradients, held.moments, result)
+    trunk = trunk_blocks(shape, method, options, course, facts.free_disk_bytes - room.needed, tape)
+    room = replace(room, beside=(held.paged if on_cpu else 0) + states_bytes(course, tape, trunk))
+    setting = Setting(shape, method, options, facts, tape, held, walk(course, tape), trunk)
+    again = setting.again(course.micro_batch_tokens, dtype)
+    cost, steps, parts = setting.at(again)
     pass_bytes, pass_seconds = validation_pass(validation, course.micro_batch_tokens, tape, cost)
     needs = {
         "load": (loading_bytes(shape, dtype, file_bytes), 0),
-        "train": (kept + steps.peak_bytes, (held.paged if on_cpu else 0) + states_bytes(course, tape, trunk)),
-        "evaluate": (kept + pass_bytes, 0),
-        "checkpoint": (kept + min(held.paged, max(held.window, SHARD_BYTES)), disk),
+        "train": (sum(parts.values()) + steps.peak_bytes, room.beside),
+        "evaluate": (sum(parts.values()) + pass_bytes, 0),
+        "checkpoint": (sum(parts.values()) + min(held.paged, max(held.window, SHARD_BYTES)), room.needed - room.beside),
     }
     phases = tuple(placed(name, *need, facts, held.paged) for name, need in needs.items())
-    evaluations = sum(course.due(options.evaluate_every, step) for step in range(1, course.total_steps + 1))
     return Plan(
         phases=phases,
         steps=course.total_steps,
         step_seconds=steps.seconds / course.total_steps if on_cpu else None,
-        total_seconds=steps.seconds + evaluations * pass_seconds if on_cpu else None,
+        total_seconds=steps.seconds + course.times(options.evaluate_every) * pass_seconds if on_cpu else None,
         parameters=shape.parameters,
         trainable_parameters=method.count(shape),
         tokens=steps.read,
@@ -266,6 +281,7 @@ def plan(
         fits=fits(phases, facts),
         paged_bytes=held.paged,
         parts={"imports": facts.base_bytes, **parts, "gradients_and_activations": steps.peak_bytes},
+        room=room,
     )
 
 
@@ -305,39 +321,6 @@ def fewest(blocks: int, peak_bytes: Callable[[int], int], limit: str) -> int:
     return bisect_left(range(blocks), True, lo=1, key=lambda number: peak_bytes(number) <= size_bytes(limit))
 
 
-def walk(course: Course, tape: Tape, held: Held, cost: speed.Cost, again: int, trunk_share: float = 0.0) -> Steps:
-    """Every step of the run: its peak over what is held, and its time; ``again``: blocks that compute their activations
-    twice; ``trunk_share`` of the blocks run in the first epoch only."""
-    read, worst, most, peak, seconds = 0, 1, 0, 0, 0.0
-    sizes: set[int] = set()
-    for step in range(1, course.total_steps + 1):
-        batches = course.micro_batches(step)
-        seconds += cost.optimiser_seconds
-        for number, batch in enumerate(batches):
-            (tokens, length), trained = computed(lens := [*map(len, batch)], tape), sum(e.trained_tokens for e in batch)
-            tokens -= course.saved_tokens(batch)
-            kept_share = trunk_share if step > course.steps_per_epoch else 0.0
-            seconds += cost.micro_batch_seconds(tokens, length, trained, kept_share)
-            read += sum(lens)
-            sizes.add(tokens)
-            kept = tape.kept_bytes(tokens, length, trained, again)
-            # gradients take the place of activations as a backward pass goes; those of a former one are all there
-            needed = held.gradients + kept if number else max(held.gradients, kept)
-            needed = max(needed, held.gradients + held.window)
-            if needed > peak:
-                worst, most, peak = step, tokens, needed
-    return Steps(read, worst, most, peak, seconds, len(sizes))
-
-
-def computed(lengths: Sequence[int], tape: Tape) -> tuple[int, int]:
-    """The tokens of a micro-batch with rows of these lengths that are computed, and the length of a row whose tokens
-    see as many others as theirs do on average."""
-    if tape.padded:
-        length = padded_length(max(lengths))
-        return len(lengths) * length, length
-    return sum(lengths), round(sum(length * length for length in lengths) / sum(lengths))
-
-
 def validation_pass(rows: Sequence[Example], bound: int, tape: Tape, cost: speed.Cost) -> tuple[int, float]:
     """The peak of a pass over the validation rows, and its time."""
     lengths = [len(example) for example in rows]
@@ -364,12 +347,12 @@ def loading_bytes(shape: Shape, dtype: str, file_bytes: int) -> int:
     return weights if abs(file_bytes - weights) < weights // 4 else weights + file_bytes
 
 
-def disk_bytes(shape: Shape, method: Method, options: TrainOptions, held: Held, dtype: str) -> int:
-    """Checkpoints kept (the newest, the best, and one being written) and the result."""
-    checkpoint = held.gradients + held.moments + BESIDE_BYTES
-    number = options.keep + 1 + (options.best is not None)
-    result = held.gradients if method.saves == "adapter" else shape.parameters * ITEM_BYTES[dtype]
-    return number * checkpoint + result
+def result_size(shape: Shape, method: Method, dtype: str) -> int:
+    """The tensors that the run leaves: what trains in float32, or the whole model in ``dtype``."""
+    trained = method.count(shape)
+    if method.saves == "adapter":
+        return 4 * trained
+    return (shape.parameters + (trained if method.adds else 0)) * ITEM_BYTES[dtype]
 
 
 def placed(name: str, needed: int, written: int, facts: Facts, paged: int) -> Phase:

@@ -23,7 +23,7 @@ from weitiao.data.sources import load as load_rows
 from weitiao.data.tokenizer import TokenizerOptions
 from weitiao.data.tokenizer import train as train_tokenizer
 from weitiao.errors import InputError, say, t
-from weitiao.models import heads
+from weitiao.models import heads, sizes
 from weitiao.models import shape as shapes
 from weitiao.models.heads import Head
 from weitiao.models.load import ModelOptions, choose_dtype, load_tokenizer
@@ -90,6 +90,7 @@ def prepare(recipe: Sections, generators: Generators, tokenizer_folder: Path) ->
         rows,
         facts=phases.facts(dtype, recipe.output),
         dtype=dtype,
+        result_dtype=choose_dtype(model.dtype),
         validation=validation,
         file_bytes=0 if base is None or new else inspect.weight_bytes(base),
         saved_bytes=saved_by_quantization(shape, model, training, phases.ITEM_BYTES[dtype]),
@@ -141,6 +142,7 @@ def base_folder(model: ModelOptions) -> Path:
         merge = command("weitiao", "merge", model.path, "OUT")
         raise InputError(t("model.path: {path} is an adapter; merge it first: {command}", path=folder, command=merge))
     inspect.check_folder(folder)
+    sizes.check_tensors(folder, shapes.read(folder))
     return folder
 
 

@@ -7,6 +7,9 @@ from __future__ import annotations
 
 from weitiao.errors import t
 from weitiao.plan.phases import Plan
+from weitiao.train.room import less
+
+MEMORY = "train.memory=low, train.micro_batch_tokens=1024, train.paged_optimizer=true, method.name=lora"
 
 
 def text(plan: Plan) -> str:
@@ -66,11 +69,10 @@ def verdict(plan: Plan) -> str:
     }
     if plan.fits:
         return t("fits: {need} of {have} memory, {disk} of {free} disk", **values)
-    return t(
-        "does not fit: {need} of {have} memory, {disk} of {free} disk; try train.memory=low, "
-        "train.micro_batch_tokens=1024, train.paged_optimizer=true, method.name=lora or train.keep=1",
-        **values,
-    )
+    advice = [MEMORY] if peak > plan.available_bytes or plan.disk_bytes <= plan.free_disk_bytes else []
+    advice += [less(plan.room), "output=…"] if plan.disk_bytes > plan.free_disk_bytes else []
+    message = "does not fit: {need} of {have} memory, {disk} of {free} disk; try {options}"
+    return t(message, **values, options=", ".join(advice))
 
 
 def size(count: int) -> str:

@@ -25,8 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from weitiao.errors import RunError, t
-from weitiao.runs import existing
-from weitiao.weights.folders import ROOM_BYTES, problems, seal, whole
+from weitiao.weights.folders import problems, seal, whole
 
 PREFIX = "step-"
 GROUPS = ("parameters", "random", "method")
@@ -94,20 +93,6 @@ def _shards(tensors: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
         shard[name] = tensor
         held += tensor.nbytes
     yield shard
-
-
-def check_room(folder: Path, each: int, count: int) -> int:
-    """The bytes that ``count`` checkpoints of ``each`` take, beside those that are there; RunError if the disk has
-    fewer."""
-    there = sum(file.stat().st_size for path in listed(folder) for file in path.glob("*"))
-    needed, free = max(0, count * (each + ROOM_BYTES) - there), shutil.disk_usage(existing(folder)).free
-    if needed > free:
-        message = (
-            "{path}: the disk has no room for the checkpoints: {needed} bytes needed ({count} at once, {each} each), "
-            "{free} bytes free; train.keep and train.save_every say how many there are"
-        )
-        raise RunError(t(message, path=folder, needed=needed, count=count, each=each + ROOM_BYTES, free=free))
-    return needed
 
 
 def newest(folder: Path) -> tuple[Path | None, list[str]]:

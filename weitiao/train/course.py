@@ -100,16 +100,21 @@ class Course:
         leaders, many = followed([example.ids for example in batch])
         return sum(count for row, (leader, count) in enumerate(zip(leaders, many, strict=True)) if leader != row)
 
-    def due(self, cadence: Cadence, step: int) -> bool:
-        """Whether something done at this cadence is done after ``step``."""
+    def period(self, cadence: Cadence) -> int | None:
+        """The steps from one time that something at this cadence is done to the next; None: it never is."""
         if cadence == "none":
-            return False
-        return step == self.total_steps or step % (self.steps_per_epoch if cadence == "epoch" else cadence) == 0
+            return None
+        return self.steps_per_epoch if cadence == "epoch" else cadence
+
+    def due(self, cadence: Cadence, step: int) -> bool:
+        """Whether something done at this cadence is done after ``step``: the last step counts."""
+        every = self.period(cadence)
+        return every is not None and (step == self.total_steps or step % every == 0)
 
     def times(self, cadence: Cadence) -> int:
-        """How often in the run something done at this cadence is done; once with ``none``, since the end is saved."""
-        every = self.steps_per_epoch if cadence == "epoch" else self.total_steps if cadence == "none" else cadence
-        return math.ceil(self.total_steps / every)
+        """How often in the run something done at this cadence is done."""
+        every = self.period(cadence)
+        return 0 if every is None else -(-self.total_steps // every)
 
     def fingerprint(self) -> dict[str, Any]:
         """What must be the same for a checkpoint to be gone on from."""

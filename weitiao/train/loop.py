@@ -21,16 +21,17 @@ from weitiao.data.batch import Example, collate, plan_epoch
 from weitiao.errors import InputError, Interrupted, say, t
 from weitiao.generate.engine import positions
 from weitiao.machine import awake_seconds
-from weitiao.methods.base import Method, compute_dtype, computing, trainable
+from weitiao.methods.base import Method, compute_dtype, computing, result_bytes, trainable
 from weitiao.models import heads, shape
-from weitiao.runs import Run, command
-from weitiao.train import checkpoint, modes, optim, recovery
+from weitiao.runs import Run, command, folder_bytes
+from weitiao.train import checkpoint, modes, optim, recovery, room
 from weitiao.train.course import Course
 from weitiao.train.guard import Guard, json_number
 from weitiao.train.modes import evaluating, machine_facts
 from weitiao.train.options import TrainOptions
 from weitiao.train.paging import Paged
 from weitiao.train.parts import Parts
+from weitiao.train.progress import counting
 from weitiao.train.stopping import Stop
 from weitiao.train.tasks import Task
 from weitiao.train.trunk import Trunk
@@ -45,13 +46,15 @@ SHOWN_ROWS = 20
 @dataclass
 class Fit:
     """What a run came to. ``history``: the lines that this process wrote to metrics.jsonl; ``paged_bytes``: the
-    optimiser's state that lay outside the memory it was needed in."""
+    optimiser's state that lay outside the memory it was needed in; ``disk_bytes``: the most that the run's folder
+    held at once."""
 
     steps: int
     best_step: int | None = None
     best_metric: float | None = None
     history: list[dict[str, Any]] = field(default_factory=list)
     paged_bytes: int = 0
+    disk_bytes: int = 0
 
 
 def fit(
@@ -114,7 +117,7 @@ def fit(
     state.restore_best()
     best = state.best or {}
     paged_bytes = state.parts.paged.size if state.parts.paged else 0
-    return Fit(state.step, best.get("step"), best.get("metric"), state.history, paged_bytes)
+    return Fit(state.step, best.get("step"), best.get("metric"), state.history, paged_bytes, state.disk_bytes)
 
 
 def check(model: Any, train: Sequence[Example]) -> None:
@@ -174,7 +177,8 @@ class Trainer:
         self.parts = Parts(model, method, self.optimizer, paged)
         self.trunk: Trunk | None = None
         self.guard = Guard(min(options.warmup_steps, course.total_steps // 2))
-        self.reserved_bytes = 0  # of the disk, for checkpoints
+        self.reserved_bytes = 0  # of the disk, for checkpoints and the result
+        self.disk_bytes = 0
         self.weights_norm = torch.zeros((), device=self.device)  # after the last step: finite, or they are lost
         self.step = 0
         self.best: dict[str, Any] | None = None
@@ -301,13 +305,14 @@ class Trainer:
         if not self.validation:
             return {}
         total, bound = torch.zeros((), dtype=torch.float64), self.course.micro_batch_tokens
-        lengths = [len(example) for example in self.validation]
-        with self.method.training(self.model):
+        lengths, done = [len(example) for example in self.validation], 0
+        with self.method.training(self.model), counting(t("validating")) as progress:
             for batches in plan_epoch(lengths, 64, bound, 0, 0, padded=self.course.padded):
                 for rows in batches:
                     if stop.asked:
                         return {}
                     total += self.loss([self.validation[row] for row in rows]).cpu()
+                    progress(done := done + len(rows), len(lengths))
         loss = total.item() / max(sum(example.trained_tokens for example in self.validation), 1)
         return {"loss": loss}
 
@@ -366,16 +371,15 @@ class Trainer:
         except checkpoint.Poisoned:
             recovery.recover(self, self.step, poisoned=True)
             return
+        self.disk_bytes = max(self.disk_bytes, folder_bytes(self.run.path))
         checkpoint.prune(self.run.checkpoints, self.options.keep, self.best["step"] if self.best else None)
 
     def check_room(self) -> int:
-        """The bytes of all checkpoints that there will be at once (those kept, the best, and one being written), beside
-        those that are there already; RunError if the disk has fewer."""
-        options, course = self.options, self.course
-        tested = options.best is not None and bool(self.validation or self.evaluators)
-        saves = course.times(options.save_every) + (course.times(options.evaluate_every) if tested else 0)
-        each = self.parts.saved_bytes(options.optimizer)
-        return checkpoint.check_room(self.run.checkpoints, each, min(saves, options.keep + 1 + tested))
+        """The bytes that the run's checkpoints and its result will take beside what is there already; RunError if the
+        disk has fewer."""
+        parts, tested = self.parts.saved_bytes(self.options.optimizer), bool(self.validation or self.evaluators)
+        result = result_bytes(self.model, self.method)
+        return room.check(self.run, room.Room.of(self.course, self.options, tested, *parts, result))
 
     @contextmanager
     def started(self, resume: bool, allow_changes: bool) -> Iterator[None]:

@@ -51,11 +51,11 @@ class Parts:
         for state in states[1:]:
             torch.cuda.set_rng_state(state)
 
-    def saved_bytes(self, optimizer: str) -> int:
-        """What :meth:`take` will hold once the optimiser called ``optimizer`` has its state."""
+    def saved_bytes(self, optimizer: str) -> tuple[int, int]:
+        """What :meth:`take` will hold once the optimiser called ``optimizer`` has its state: weights, and state."""
         moments = 0 if optimizer == "adafactor" else home_bytes(optimizer, self.optimizer.param_groups)
         own = sum(tensor.nbytes for tensor in self.method.state(self.model).values())
-        return sum(parameter.nbytes for parameter in self.parameters.values()) + moments + own
+        return sum(parameter.nbytes for parameter in self.parameters.values()), moments + own
 
     def take(self, step: int, facts: Mapping[str, Any]) -> checkpoint.State:
         """All of it, as it is now; tensors are not copied."""

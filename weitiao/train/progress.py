@@ -1,9 +1,11 @@
-"""The progress bar of a run: step, loss, tokens per second, time left, on stderr.
+"""Progress on stderr: of a run (step, loss, tokens per second, time left), and of anything that is counted.
 
     with Bar() as bar:
         fit(..., progress=bar)
+    with counting(t("answering")) as progress:
+        progress(3, 100)                           # done, all
 
-Where stderr is no terminal (a log file, a pipe) it is a line every half minute instead.
+Where stderr is no terminal (a log file, a pipe) it is a line every half minute instead of a bar.
 """
 
 from __future__ import annotations
@@ -13,9 +15,10 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
-from weitiao.errors import t
+from weitiao.errors import say, t
 
 LINE_EVERY_SECONDS = 30.0
 SPEED_OVER_STEPS = 50
@@ -32,11 +35,10 @@ class Bar:
 
     def __enter__(self) -> Bar:
         if sys.stderr.isatty():
-            from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
             columns = (MofNCompleteColumn(), BarColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
-            self.progress = Progress(*columns, console=Console(stderr=True))
+            self.progress = Progress(*columns, console=console())
             self.task = self.progress.add_task("", total=None)
             self.progress.start()
         return self
@@ -85,16 +87,39 @@ class Bar:
 
 @contextmanager
 def counting(label: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar for anything that is counted: call what is yielded with (done, all). None where stderr is no terminal."""
+    """A bar for anything that is counted: call what is yielded with (done, all), as often as you like."""
     if not sys.stderr.isatty():
-        yield lambda done, total: None
+        yield _Lines(label)
         return
-    from rich.console import Console
     from rich.progress import Progress
 
-    with Progress(console=Console(stderr=True), transient=True) as progress:
+    with Progress(console=console(), transient=True) as progress:
         task = progress.add_task(label, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+class _Lines:
+    """The same in a log."""
+
+    def __init__(self, label: str) -> None:
+        self.label, self.began = label, time.monotonic()
+        self.spoken = self.began
+
+    def __call__(self, done: int, total: int) -> None:
+        now = time.monotonic()
+        if now - self.spoken <= LINE_EVERY_SECONDS:
+            return
+        self.spoken = now
+        left = clock((now - self.began) * (total - done) / done) if done else "–"
+        say("{what}: {done} of {total}  {left} left", what=self.label, done=done, total=total, left=left)
+
+
+@cache
+def console() -> Any:
+    """The one console of stderr: a bar inside another (an evaluation within training) needs the same one."""
+    from rich.console import Console
+
+    return Console(stderr=True)
 
 
 def _number(value: object) -> str:
