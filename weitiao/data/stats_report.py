@@ -85,7 +85,7 @@ def _counts(counts: Mapping[str, int]) -> str:
 
 def _overlaps(common: Sequence[dict[str, Any]]) -> Iterator[str]:
     for pair in common:
-        message = "{rows} rows are both in {first} and in {second}; {near} more are much alike"
+        message = "{rows} rows in both {first} and {second}; {near} more much alike"
         values = {"rows": pair["rows"], "near": pair["near"]}
         yield t(message, first=pair["files"][0], second=pair["files"][1], **values)
 
