@@ -55,6 +55,12 @@ def format_of(path: Path, asked: str = "auto") -> str:
     return found
 
 
+def rows_in(path: Path) -> bool:
+    """Whether a file is one of rows by its name; of json, which may be anything, by its being an array."""
+    kind = path.suffix.lower().lstrip(".")
+    return kind in (*FORMATS, "ndjson") and (kind != "json" or format_of(path) == "json")
+
+
 def records(path: Path, format: str) -> Numbered:
     """(line number from 1, record or Unreadable) of every record of a file; blank lines are passed over."""
     if path.stat().st_size == 0:
