@@ -88,4 +88,4 @@ def test_what_is_counted_once_is_singular(monkeypatch: pytest.MonkeyPatch):
     assert t(message, path="2 rows", count=1, rows=1) == "2 rows: 1 bad row left out, 1 kept"
     assert t(message, path="x", count=11, rows=1) == "x: 11 bad rows left out, 1 kept"
     assert t("{rows} conversations in {rows} filesystems", rows="1") == "1 conversation in 1 filesystems"
-    assert t("{count} steps of {size} bytes", count="1", size=2) == "1 step of 2 bytes"
+    assert t("{count} steps, {bad} of {all} rows are bad", count="1", bad=1, all=1) == "1 step, 1 of 1 rows are bad"

@@ -58,8 +58,9 @@ def chinese() -> dict[str, str]:
 
 
 COUNTED = re.compile(
-    r"""\{(\w+)\}(?:\ (?:bad|new|training|example|independent|other))?\ (?:row|step|token|example|text|answer|prompt
-    |case|conversation|dialogue|character|cell|turn|file|tensor|parameter|byte|label|weight|adapter|layer|position|run)s\b""",
+    r"""(?<!of\ )\{(\w+)\}\ (?:(?:bad|new|training|example|independent|other)\ )?
+    (?:row|step|token|example|text|answer|prompt|case|conversation|dialogue|character|cell|turn|file|tensor|parameter|byte
+    |label|weight|adapter|layer|position|run)s\b""",
     re.VERBOSE,
 )  # a number and what it counts, which English writes without its s where the number is one
 

@@ -433,6 +433,8 @@ def test_arrays_lines_bom_and_crlf(name: str, tmp_path: Path):
         ('[{"text": "a"},\n{"text": ]', ":2: the JSON array breaks off"),
         ('[{"text": "a"}]\n x', "more text behind"),
         ("[]", "no rows"),
+        ('{\n "text": "a"\n}\n{\n "text": "b"\n}', ":1: an object goes on over several lines"),
+        ('{"data": [{"text": "a"}], "version": 1}', "whose key data holds a list"),
     ],
 )
 def test_broken_arrays_are_refused(text: str, reason: str, tmp_path: Path):

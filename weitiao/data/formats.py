@@ -110,8 +110,13 @@ def _txt(path: Path, file: BinaryIO) -> Numbered:
 
 
 def _jsonl(path: Path, file: BinaryIO) -> Numbered:
-    for number, line in _text_lines(path, file):
+    for place, (number, line) in enumerate(_text_lines(path, file)):
         if isinstance(line, str):
+            if place == 0 and line.strip() == "{":
+                message = (
+                    "{path}:{line}: an object goes on over several lines; write each on one line, or all in a list []"
+                )
+                raise InputError(t(message, path=path, line=number))
             try:
                 yield number, _whole(json.loads(line, parse_constant=_no_constant), line)
             except ValueError as error:

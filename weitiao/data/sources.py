@@ -193,6 +193,9 @@ def _layout(path: Path, format: str, options: DataOptions, first: Sequence[Any])
         keyed = [record for record in first if isinstance(record, Mapping)]
         if not keyed:  # nothing but unreadable lines: they are reported one by one
             return Layout("messages"), []
+        if inside := [key for key, value in keyed[0].items() if isinstance(value, list) and len(keyed) == 1]:
+            message = "{path}: one object, whose key {key} holds a list; a file of rows is that list alone"
+            raise InputError(t(message, path=path, key=inside[0]))
         keys = ", ".join(map(str, keyed[0])) or t("none")
         example = "data.columns={{prompt: {}, answer: {}}}".format(*meant(keyed[0]))
         raise InputError(
