@@ -197,7 +197,8 @@ def separator(path: Path, format: str) -> str:
     names."""
     own = SEPARATORS[format]
     with path.open("rb") as file:
-        header = next((raw for _, raw in _lines(file) if raw.strip()), b"").decode("utf-8", "surrogateescape")
+        first = next((raw for _, raw in _lines(file) if raw.strip()), b"")[:SNIFFED_BYTES]
+    header = first.decode("utf-8", "surrogateescape")
     candidates = (own, *(other for other in OTHER_SEPARATORS if other != own))
     return next((one for one in candidates if len(next(csv.reader([header], delimiter=one), [])) > 1), own)
 
