@@ -188,6 +188,107 @@ def test_words_are_chinese_where_the_locale_is(chinese: None, capsys: pytest.Cap
     assert "没有这个命令" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("verb", cli.VERBS, ids=lambda verb: verb.words)
+def test_every_option_of_every_verb_has_its_help_in_chinese(verb: cli.Verb, chinese: None, capsys):
+    parser = cli.command(verb)
+    assert not [param.name for param in parser.params if param.help is None or param.help.isascii()]
+    assert cli.main([*verb.words.split(), "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("用法：") and "选项：" in shown and "显示这份说明并退出" in shown
+    assert not [word for word in cli.HELP_WORDS if word in shown]
+
+
+MISUSED = {
+    "data show": ("FILE: is missing", "FILE：缺少"),
+    "data show x --rows": ("--rows: needs a value", "--rows：需要一个值"),
+    "data show x --rows a": ('--rows: expected a whole number, found "a"', '--rows: 应为整数，却是 "a"'),
+    "data stats x --near 2": ("--near: must be at most 1.0", "--near: 不得大于 1.0"),
+    "data stats x --json=3": ("--json: takes no value", "--json：不带值"),
+    "data stats x --jsno": ('did you mean "--json"?', "是不是 --json"),
+    "eval x": ("--task: is missing", "--task：缺少"),
+    "report a b": ("not expected here: b", "此处不应有：b"),
+}
+
+
+@pytest.mark.parametrize("words", MISUSED)
+@pytest.mark.parametrize("number", [0, 1], ids=["en", "zh"])
+def test_a_command_line_that_is_misused_is_told_in_the_persons_language(words: str, number: int, request, capsys):
+    if number:
+        request.getfixturevalue("chinese")
+    assert cli.main(words.split()) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert MISUSED[words][number] in line
+
+
+def test_rows_or_a_model_where_a_recipe_belongs_are_told_apart(tmp_path: Path, tiny_llama: Path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, text in (("a.jsonl", "{}"), ("b.csv", "a,b"), ("c.json", "\n[{}]")):
+        Path(name).write_text(text)
+        for verb in ("train", "plan", "sweep"):
+            assert cli.main([verb, name]) == 2
+            said = (
+                f"error: {name}: a file of rows, not a recipe; to train on it: weitiao train data.train={name} output="
+            )
+            assert capsys.readouterr().err.startswith(said)
+    assert cli.main(["train", str(tiny_llama), "output=x"]) == 2
+    assert f"to tune it: weitiao train model.path={tiny_llama} data.train=" in capsys.readouterr().err
+    Path("recipe.json").write_text('{"data": {"train": "a.jsonl"}, "output": "x", "nonsense": 1}')
+    assert cli.main(["train", "recipe.json"]) == 2
+    assert "recipe.json:1: nonsense: " in capsys.readouterr().err
+
+
+def test_a_run_that_has_not_finished_is_told_alike_by_every_verb(tmp_path: Path, capsys):
+    (tmp_path / "recipe.yaml").write_text("output: x\n")
+    run = str(tmp_path)
+    for words in (
+        ["report", run],
+        ["chat", run, "--once", "你好"],
+        ["merge", run, str(tmp_path / "out")],
+        ["eval", run, "--task", "perplexity", "--data", "x.jsonl"],
+    ):
+        assert cli.main(words) == 2
+        assert f"the run has not finished; go on with: weitiao train --resume {run}" in capsys.readouterr().err
+
+
+def test_a_model_that_is_nowhere_is_bad_input(tmp_path: Path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("rows.jsonl").write_text('{"prompt": "问", "answer": "答"}\n')
+    for name in ("./models/none", "models/none", "none"):
+        assert cli.main(["plan", f"model.path={name}", "data.train=rows.jsonl", "output=x"]) == 2
+        assert f"error: {name}: no such folder" in capsys.readouterr().err
+
+
+def test_what_is_piped_is_not_wrapped(capsys, monkeypatch):
+    from rich.table import Table
+
+    from weitiao.machine import terminal
+
+    monkeypatch.setenv("COLUMNS", "40")
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_row("名", "a long value " * 30)
+    table.add_row("b", "c")
+    terminal.show(table)
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == "名  " + ("a long value " * 30).rstrip() and second == "b   c"
+
+
+def test_the_embedded_model_is_known_to_inspect_by_its_name(tmp_path: Path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["inspect", "weitiao-tiny-zh", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["parameters"] > 1_000_000
+
+
+@pytest.mark.parametrize(
+    ("betas", "said"), [("[0.9]", "betas.1: is required"), ("[1,2,3]", "betas"), ("[]", "betas.0")]
+)
+def test_a_pair_with_too_few_or_too_many_says_where_it_was_given(betas: str, said: str, tmp_path: Path, capsys):
+    recipe = tmp_path / "x.yaml"
+    recipe.write_text(f"output: x\ntrain:\n  betas: {betas}\n")
+    for words, origin in ((["output=x", f"train.betas={betas}"], "command line"), ([str(recipe)], f"{recipe}:3")):
+        assert cli.main(["train", *words]) == 2
+        assert f"error: {origin}: train.{said}" in capsys.readouterr().err
+
+
 def test_python_names_resolve():
     import weitiao as package
 

@@ -11,6 +11,7 @@ import pytest
 
 import weitiao
 from weitiao import cli, config
+from weitiao.data.examples import _Limit
 from weitiao.errors import chinese, t
 
 PACKAGE = Path(weitiao.__file__).parent
@@ -44,6 +45,8 @@ def messages() -> dict[str, str]:
     tables = (
         [config.COMMAND_LINE],
         [verb.help for verb in cli.VERBS],
+        cli.HELP_WORDS,
+        [_Limit(1).reason, _Limit(1).mend],
         config._EXPECTED.values(),
         (said for _, said in config._RANGE.values()),
     )
@@ -77,3 +80,12 @@ def test_the_language_follows_the_locale(monkeypatch: pytest.MonkeyPatch):
     assert t("is required") == "必须给出"
     monkeypatch.setenv("LC_ALL", "en_US.UTF-8")
     assert t("is required") == "is required"
+
+
+def test_what_is_counted_once_is_singular(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("LC_ALL", "en_US.UTF-8")
+    message = "{path}: {count} bad rows left out, {rows} kept"
+    assert t(message, path="2 rows", count=1, rows=1) == "2 rows: 1 bad row left out, 1 kept"
+    assert t(message, path="x", count=11, rows=1) == "x: 11 bad rows left out, 1 kept"
+    assert t("{rows} conversations in {rows} filesystems", rows="1") == "1 conversation in 1 filesystems"
+    assert t("{count} steps, {bad} of {all} rows are bad", count="1", bad=1, all=1) == "1 step, 1 of 1 rows are bad"

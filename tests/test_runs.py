@@ -68,7 +68,7 @@ def test_metrics_survive_a_line_cut_by_a_kill(tmp_path: Path):
 
 def test_final_is_what_the_run_left(tmp_path: Path):
     run = Run.create(tmp_path, {})
-    with pytest.raises(RunError, match="--resume"):
+    with pytest.raises(InputError, match="--resume"):
         _ = run.final
     run.model.mkdir()
     assert run.final == tmp_path / "model"

@@ -73,14 +73,16 @@ PEER_NAMES, PEER_METHODS, MICRO_BATCHES = (
     ("8", "4", "2", "1"),
 )
 
-ShapeName = Annotated[str, typer.Option("--shape", help=f"{', '.join(SHAPES)} (random weights), or a model")]
+ShapeName = Annotated[
+    str, typer.Option("--shape", metavar=f"{'|'.join(SHAPES)}|MODEL", help="random weights, or a model")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="one JSON object on stdout")]
 
 
 def train_verb(
     words: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="recipe options over the job")] = None,
     shape: ShapeName = "smollm2-135m",
-    method: Annotated[str, typer.Option(help=f"one of {', '.join(METHODS)}")] = "lora",
+    method: Annotated[str, typer.Option(metavar="|".join(METHODS), help="the tuning method")] = "lora",
     data: Annotated[Path | None, typer.Option(help="rows to train on; invented ones of a chat's lengths")] = None,
     steps: Annotated[int, typer.Option(min=WARM_STEPS + 1, help="optimiser steps")] = 32,
     busy: Annotated[int, typer.Option(min=0, help="processes beside it that keep a core busy each")] = 0,

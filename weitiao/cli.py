@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -21,6 +22,16 @@ from weitiao.errors import InputError, WeitiaoError, redact, t
 GARBAGE = 100_000, 20, 20  # new objects between searches for cycles: at Python's 700 they take a second of the imports
 WAITING = {"GOMP_SPINCOUNT": "1000"}  # turns of a thread that waits for another before it sleeps: GNU's 300,000 keep a
 # core that another process could use, and the thread that is waited for may be what it keeps from running
+
+
+HELP_WORDS = (
+    "Usage:",
+    "Arguments:",
+    "Options:",
+    "Show this message and exit.",
+    "[default:",
+    "required]",
+)  # typer's own
 
 
 class Verb(NamedTuple):
@@ -182,18 +193,66 @@ def _no_such_verb(word: str, group: str) -> InputError:
 
 def _call(verb: Verb, arguments: list[str]) -> int:
     """Parse ``arguments`` by the type hints of the verb's function and call it."""
-    import typer
     from typer.exceptions import Exit, TyperException
-    from typer.main import get_command
 
-    module, _, name = verb.target.partition(":")
-    app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
-    app.command(help=t(verb.help))(getattr(import_module(module), name))
+    parser = command(verb)
     try:
-        code = get_command(app).main(arguments, f"weitiao {verb.words}", standalone_mode=False, obj=extras())
+        code = parser.main(arguments, f"weitiao {verb.words}", standalone_mode=False, obj=extras())
     except Exit as done:
         code = done.exit_code
     except TyperException as error:
         help_line = t("weitiao {verb} --help tells its options", verb=verb.words)
-        raise InputError(f"{error.format_message()} ({help_line})") from None
+        options = [name for option in parser.params for name in option.opts if name.startswith("-")]
+        raise InputError(f"{_misused(error, verb.words, options)} ({help_line})") from None
     return code if isinstance(code, int) else 0
+
+
+def command(verb: Verb) -> Any:
+    """The parser of a verb, by the type hints of its function, its help in the person's language."""
+    import typer
+    from typer.core import TyperCommand
+    from typer.main import get_command
+
+    class Command(TyperCommand):
+        """One whose help page has its headings translated, too."""
+
+        def get_help(self, ctx: Any) -> str:
+            text = super().get_help(ctx)
+            for english in HELP_WORDS:
+                text = text.replace(english, t(english))
+            return text
+
+    module, _, name = verb.target.partition(":")
+    app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+    app.command(help=t(verb.help), cls=Command)(getattr(import_module(module), name))
+    parser: Any = get_command(app)
+    for option in parser.params:
+        option.help = t(option.help)
+    return parser
+
+
+def _name(param: Any) -> str:
+    """An option as it is written; an argument as the help shows it."""
+    return param.opts[0] if param.opts[0].startswith("-") else param.metavar or param.opts[0].upper()
+
+
+def _misused(error: Any, verb: str, options: Sequence[str]) -> str:
+    """What is wrong with a command line, from the parser's own error."""
+    from weitiao import config
+
+    kind, message = type(error).__name__, error.format_message()
+    param = getattr(error, "param", None)
+    name = getattr(error, "option_name", "") or (param and _name(param))
+    if kind == "MissingParameter":
+        return t("{name}: is missing", name=name)
+    if kind == "NoSuchOption":
+        return f"{name}: {config.unknown(name, verb, options)}"
+    if kind == "BadOptionUsage":
+        return (
+            t("{name}: takes no value", name=name) if "not take" in message else t("{name}: needs a value", name=name)
+        )
+    if kind == "BadParameter" and hasattr(error.__cause__, "errors"):
+        return f"{name}: {config.wrong(error.__cause__.errors(include_url=False))}"
+    if words := re.match(r"Got unexpected extra argument\S* \((.*)\)", message):
+        return t("not expected here: {words}", words=words[1])
+    return message

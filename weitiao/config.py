@@ -221,12 +221,17 @@ def problems(cls: type[BaseModel], tree: Tree, errors: Sequence[ErrorDetails]) -
     for error in errors:
         key, owner = _locate(cls, tree.values, error)
         by_key.setdefault(key, []).append((error, owner))
-    return [problem(tree, key, _said(found), missing=found[0][0]["type"] == "missing") for key, found in by_key.items()]
+    return [problem(tree, key, _said(found)) for key, found in by_key.items()]
 
 
-def problem(tree: Tree, key: str, what: str, missing: bool = False) -> str:
-    """The line ``ORIGIN: key: what``; a key that is missing has no line of its own, only its file."""
-    origin = tree.source if missing else tree.origin(key)
+def wrong(errors: Sequence[ErrorDetails]) -> str:
+    """What is wrong with one value that is no option of a tree, from the errors that pydantic has with it."""
+    return _said([(error, _Owner("", ())) for error in errors])
+
+
+def problem(tree: Tree, key: str, what: str) -> str:
+    """The line ``ORIGIN: key: what``; a key that is missing stands where what should hold it was given."""
+    origin = tree.origin(key)
     return ": ".join(part for part in (t(origin) if origin == COMMAND_LINE else origin, key, what) if part)
 
 
@@ -296,6 +301,9 @@ _RANGE = {
     "greater_than": ("gt", "must be greater than {limit}, found {found}"),
     "greater_than_equal": ("ge", "must be at least {limit}, found {found}"),
     "less_than": ("lt", "must be less than {limit}, found {found}"),
+    "too_short": ("min_length", "must have at least {limit} elements, found {found}"),
+    "too_long": ("max_length", "must have at most {limit} elements, found {found}"),
+    "string_too_short": ("min_length", "must have at least {limit} characters, found {found}"),
     "less_than_equal": ("le", "must be at most {limit}, found {found}"),
 }
 

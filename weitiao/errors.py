@@ -57,9 +57,20 @@ def chinese() -> dict[str, str]:
     return yaml.safe_load((files("weitiao") / "zh.yaml").read_text(encoding="utf-8")) or {}
 
 
+COUNTED = re.compile(
+    r"""(?<!of\ )\{(\w+)\}\ (?:(?:bad|new|training|example|independent|other)\ )?
+    (?:row|step|token|example|text|answer|prompt|case|conversation|dialogue|character|cell|turn|file|tensor|parameter|byte
+    |label|weight|adapter|layer|position|run)s\b""",
+    re.VERBOSE,
+)  # a number and what it counts, which English writes without its s where the number is one
+
+
 def t(english: str, **values: object) -> str:
     """The message in the person's language, with ``{name}`` filled in from ``values``."""
-    text = chinese().get(english, english) if language() == "zh" else english
+    if language() == "zh":
+        text = chinese().get(english, english)
+    else:
+        text = COUNTED.sub(lambda one: one[0][:-1] if str(values.get(one[1])) == "1" else one[0], english)
     return text.format(**values) if values else text
 
 

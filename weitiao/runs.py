@@ -75,14 +75,14 @@ class Run:
 
     @property
     def final(self) -> Path:
-        """The tuned weights, ``adapter/`` or ``model/``, of the last stage if there are stages; RunError if absent."""
+        """The tuned weights, ``adapter/`` or ``model/``, of the last stage if there are any; InputError if absent."""
         for path in (self.adapter, self.model):
             if path.is_dir():
                 return path
         if stages := self.stages:
             return stages[-1].final
         resume = command("weitiao", "train", "--resume", self.path)
-        raise RunError(t("{path}: the run has not finished; go on with: {command}", path=self.path, command=resume))
+        raise InputError(t("{path}: the run has not finished; go on with: {command}", path=self.path, command=resume))
 
     @property
     def finished(self) -> bool:

@@ -113,7 +113,7 @@ def test_a_patch_edits_and_rejects_and_names_what_it_cannot_find(tmp_path: Path)
     assert [row.messages[0].content for row in source.rows] == ["q1", "q2", "q3", "q4"]  # type: ignore[union-attr]
     assert source.rows[0].messages[1].content == "改过"  # type: ignore[union-attr]
     assert source.lines == [2, 3, 4, 5]
-    assert any("1 rows edited, 1 rejected, 1 accepted" in line for line in source.said)
+    assert any("1 row edited, 1 rejected, 1 accepted" in line for line in source.said)
     file.write_text(file.read_text(encoding="utf-8").replace("q1", "other"), encoding="utf-8")
     with pytest.raises(InputError, match=r"rows\.jsonl:2 is not there any more"):
         load(DataOptions(train=str(file), patch=str(patch), validation=0), "sft")

@@ -499,7 +499,15 @@ def test_answers_that_max_length_cuts_are_counted_and_refused_past_the_allowed_s
     assert any("long one" in problem for problem in caught.value.problems)
     made = examples(rows, renderer, options(max_length=100, allow_truncated=0.1))
     assert made.truncated == 1 and max(made.lengths) == 100 and made[-1].mask[-1]
-    assert any("1 examples" in line for line in made.said)
+    assert any("1 example" in line for line in made.said)
+    for values, reason, mend in (
+        ({"max_length": 100}, "data.max_length", "raise data.max_length"),
+        ({}, "positions", "base"),
+    ):
+        with pytest.raises(InputError) as caught:
+            examples(rows, renderer, options(**values), max_positions=100)
+        (problem, *_) = caught.value.problems
+        assert reason in problem and mend in problem and ("raise data.max_length" in problem) == bool(values)
 
 
 def test_cutting_what_is_not_trained_counts_for_nothing():
@@ -513,9 +521,11 @@ def test_rows_in_which_nothing_is_trained_stop_the_run_or_are_left_out():
     with pytest.raises(InputError) as caught:
         examples([ONE, silent, buried], renderer, options(max_length=100))
     said = "\n".join(caught.value.problems)
-    assert "silent" in said and "buried" in said and "prompt alone" in said
+    assert "silent" in said and "prompt alone" in said and "2 of 3 rows are bad; --skip-bad" in said
+    assert said.count("buried") == 1, "what is bad is not also truncated"
     made = examples([ONE, silent, buried], renderer, options(max_length=100, skip_bad=True, allow_truncated=1.0))
-    assert len(made) == 1 and made.masked_out == 2 and "2 rows" in made.said[-1]
+    assert len(made) == 1 and made.masked_out == 2 and "2 rows left out" in made.said[-3]
+    assert "silent" in made.said[-2] and "buried" in made.said[-1]
     with pytest.raises(InputError, match="nothing to train on"):
         examples([silent], renderer, options(skip_bad=True))
 
@@ -524,9 +534,8 @@ def test_all_refused_rows_are_named_at_once_and_the_rest_counted():
     bad = [Chat((user("a"), user("b"), assistant("c")), id=f"file:{line}") for line in range(30)]
     with pytest.raises(InputError) as caught:
         examples([ONE, *bad, Labelled("a", "b", id="labelled")], renderer_of("llama"), options())
-    assert (
-        len(caught.value.problems) == 21 and "file:0" in caught.value.problems[0] and "11" in caught.value.problems[-1]
-    )
+    *named, rest, last = caught.value.problems
+    assert len(named) == 20 and "file:0" in named[0] and "11" in rest and "31 of 32 rows are bad" in last
 
 
 def test_the_longest_example_is_bounded_by_the_model():

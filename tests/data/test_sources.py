@@ -282,7 +282,7 @@ BAD = {
     ),
     "no answer": ({"messages": [USER]}, "ends with user"),
     "empty answer": ({"messages": [USER, {"role": "assistant", "content": " \n"}]}, "message 2: empty answer"),
-    "null answer": ({"messages": [USER, {"role": "assistant", "content": None}]}, "message 2: no content"),
+    "null answer": ({"messages": [USER, {"role": "assistant", "content": None}]}, "message 2: content: found null"),
     "no content": (
         {"messages": [USER, {"role": "assistant", "words": "x"}]},
         "no content: the keys of the message are",
@@ -291,7 +291,7 @@ BAD = {
     "unknown role": ({"messages": [{"role": "narrator", "content": "x"}]}, 'unknown role "narrator"; known: system'),
     "no role": ({"messages": [{"content": "x"}]}, "unknown role null"),
     "no messages": ({"messages": []}, "expected a list of messages"),
-    "messages null": ({"messages": None}, "expected a list of messages, found null"),
+    "messages null": ({"messages": None}, "messages: found null, expected a value"),
     "not an object": ([1], "found [1], expected an object"),
     "a turn that is none": ({"messages": ["x"]}, 'message 1: found "x"'),
     "a picture": ({"messages": [{"role": "user", "content": [{"type": "image"}]}, ASSISTANT]}, "only text parts"),
@@ -309,7 +309,8 @@ BAD = {
         "calls search, which is not among its tools (other)",
     ),
     "tools that are none": ({"messages": [USER, ASSISTANT], "tools": "x"}, "tools: expected JSON"),
-    "another layout": ({"text": "x"}, "not of layout messages: its keys are text"),
+    "another layout": ({"text": "x"}, "of layout text (from the key 'text') in a file of messages; give each"),
+    "no layout": ({"spam": "x"}, "not of layout messages (keys messages): its keys are spam"),
     "not JSON": ("{'messages': 1}", "not JSON"),
     "NaN": ('{"messages": NaN}', "NaN is not JSON"),
     "half a character": ('{"messages": [{"role": "user", "content": "\\ud83d"}]}', "half a character"),
@@ -326,14 +327,17 @@ def test_bad_rows_are_named_and_can_be_left_out(name: str, tmp_path: Path):
     assert "1 of 3 rows are bad" in found[1] and "--skip-bad" in found[1]
     source = read_rows(tmp_path, good, record, good, skip_bad=True)
     assert len(source.rows) == 2 and len(source.bad) == 1 and source.lines == [1, 3]
-    assert source.said[-1].endswith("1 bad rows left out, 2 kept")
+    assert source.said[-2].endswith("1 bad row left out, 2 kept")
+    assert "1 × " in source.said[-1] and source.said[-1].endswith("rows.jsonl:2)")
 
 
 @pytest.mark.parametrize(
     ("record", "reason"),
     [
         ({"instruction": "问", "output": ""}, "output: empty answer"),
-        ({"instruction": "问", "output": None}, "output: empty answer"),
+        ({"instruction": "问", "input": None, "output": None}, "1: output: found null"),
+        ({"question": "问", "answer": None, "source": None}, "1: answer: found null"),
+        ({"question": None, "answer": "答"}, "1: question: found null"),
         ({"instruction": " ", "output": "答"}, "instruction: empty"),
         ({"question": "问", "answer": " "}, "answer: empty answer"),
         ({"question": {"a": 1}, "answer": "答"}, "question: expected text"),
@@ -345,9 +349,42 @@ def test_empty_cells_are_named(record: dict, reason: str, tmp_path: Path):
     assert reason in problems(tmp_path, record)[0]
 
 
-def test_the_first_twenty_bad_rows_and_their_count(tmp_path: Path):
-    found = problems(tmp_path, {"text": "x"}, *["nonsense"] * 30)
-    assert len(found) == 21 and found[-1].startswith("30 of 31 rows are bad")
+def test_twenty_bad_rows_are_listed_and_of_more_the_first_of_every_reason(tmp_path: Path):
+    assert len(problems(tmp_path, {"text": "x"}, *["nonsense"] * 20)) == 21
+    *lines, last = problems(tmp_path, {"text": "x"}, *["nonsense"] * 30, {"text": ""}, {"prompt": "a", "answer": "b"})
+    assert [line.partition("rows.jsonl:")[2].partition(":")[0] for line in lines] == ["2", "3", "4", "", "32", "33"]
+    assert lines[3] == "… and 27 more of this kind" and last.startswith("32 of 33 rows are bad")
+
+
+def test_rows_left_out_are_counted_by_reason_and_the_first_of_each_named(tmp_path: Path):
+    source = read_rows(tmp_path, {"text": "x"}, *["nonsense"] * 5, {"text": ""}, skip_bad=True)
+    file, counted = tmp_path / "rows.jsonl", source.said[-2:]
+    assert counted[0] == f"  5 × not JSON: Expecting value at column 1 ({file}:2, {file}:3, {file}:4, …)"
+    assert counted[1] == f"  1 × text: empty ({file}:7)"
+
+
+ONE_OF_EACH = {
+    "messages": {"messages": [USER, ASSISTANT]},
+    "sharegpt": {"conversations": [{"from": "human", "value": "问"}, {"from": "gpt", "value": "答"}]},
+    "alpaca": {"instruction": "问", "input": "北京", "output": "答"},
+    "prompt": {"question": "问", "answer": "答"},
+    "text": {"text": "文"},
+}
+
+
+@pytest.mark.parametrize("layout", ONE_OF_EACH)
+@pytest.mark.parametrize("nulls", [False, True], ids=["keys of its own", "a table's nulls"])
+def test_rows_of_another_layout_are_named_whichever_is_first(layout: str, nulls: bool, tmp_path: Path):
+    """With ``nulls`` every row has every key, as the rows of a table do, and those of other layouts are null."""
+    others = [name for name in ONE_OF_EACH if name != layout]
+    empty = {key: None for record in ONE_OF_EACH.values() for key in record} if nulls else {}
+    records = [empty | record for record in (*[ONE_OF_EACH[layout]] * 3, *(ONE_OF_EACH[name] for name in others))]
+    *found, last = problems(tmp_path, *records)
+    assert last.startswith("4 of 7 rows are bad")
+    for line, other, problem in zip(range(4, 8), others, found, strict=True):
+        assert f"rows.jsonl:{line}: of layout {other} (" in problem and f"in a file of {layout};" in problem
+    source = read_rows(tmp_path, *records, skip_bad=True)
+    assert len(source.rows) == 3 and len(source.bad) == 4
 
 
 def test_nothing_left_is_an_error_even_with_skip_bad(tmp_path: Path):
@@ -361,7 +398,9 @@ def test_the_majority_of_the_first_rows_decides(tmp_path: Path):
 
 def test_unknown_layouts_name_the_keys(tmp_path: Path):
     (found,) = problems(tmp_path, {"spam": 1, "eggs": 2})
-    assert "spam, eggs" in found and "data.columns" in found
+    assert "spam, eggs" in found and "data.columns={prompt: ..., answer: ...}" in found
+    (found,) = problems(tmp_path, {"Question": "问", " ANSWER": "答"})
+    assert "data.columns={prompt: Question, answer:  ANSWER}" in found
 
 
 # ---- formats ---------------------------------------------------------------------------------------------------------
@@ -394,6 +433,8 @@ def test_arrays_lines_bom_and_crlf(name: str, tmp_path: Path):
         ('[{"text": "a"},\n{"text": ]', ":2: the JSON array breaks off"),
         ('[{"text": "a"}]\n x', "more text behind"),
         ("[]", "no rows"),
+        ('{\n "text": "a"\n}\n{\n "text": "b"\n}', ":1: an object goes on over several lines"),
+        ('{"data": [{"text": "a"}], "version": 1}', "whose key data holds a list"),
     ],
 )
 def test_broken_arrays_are_refused(text: str, reason: str, tmp_path: Path):
@@ -412,6 +453,15 @@ def test_tables(name: str, cut: str, tmp_path: Path):
     assert source.lines == [2, 5]
 
 
+@pytest.mark.parametrize(("name", "cut"), [("rows.csv", ";"), ("rows.csv", "\t"), ("rows.csv", "|"), ("rows.tsv", ",")])
+def test_another_separator_is_found_and_said(name: str, cut: str, tmp_path: Path):
+    file = saved(tmp_path / name, f'question{cut}answer\n"你好, 请问"{cut}"一{cut}二"\n')
+    source = read(file, options())
+    (row,) = source.rows
+    assert isinstance(row, Chat) and [m.content for m in row.messages] == ["你好, 请问", f"一{cut}二"]
+    assert f"{file}: its cells are separated by {json.dumps(cut)}" in source.said
+
+
 def test_bad_lines_of_a_table(tmp_path: Path):
     good = "question,answer\n一,二\n"
     data = good.encode() + b"\xc4\xe3,x\n" + "一\n一,二,三\n一,\n一,二\n".encode()
@@ -419,7 +469,7 @@ def test_bad_lines_of_a_table(tmp_path: Path):
         read(saved(tmp_path / "rows.csv", data), options())
     lines = [problem.partition("rows.csv:")[2] for problem in error.value.problems[:-1]]
     assert [line.split(":")[0] for line in lines] == ["3", "4", "5", "6"]
-    assert "0xc4" in lines[0] and "1 cells, the header has 2" in lines[1] and "empty answer" in lines[3]
+    assert "0xc4" in lines[0] and "1 cell, the header has 2" in lines[1] and "empty answer" in lines[3]
     assert len(read(tmp_path / "rows.csv", options(skip_bad=True)).rows) == 2
     for text in ("question,question\n1,2\n", '"', "\n\n", good + '一,"二\n三,四\n'):
         with pytest.raises(InputError):
@@ -452,6 +502,29 @@ def test_parquet(tmp_path: Path):
         read(saved(tmp_path / "bad.parquet", b"PAR1 not really PAR1"), options())
 
 
+def test_a_parquet_file_that_is_damaged_is_no_surprise(tmp_path: Path):
+    """Bytes of a sound file turned over anywhere, and its end cut off: its rows, or one clear error."""
+    import random
+
+    import pyarrow
+    import pyarrow.parquet
+
+    rows = [{"question": f"问{i}", "answer": f"答{i % 7}"} for i in range(300)]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "sound.parquet", row_group_size=50)
+    sound, draw = (tmp_path / "sound.parquet").read_bytes(), random.Random(0)
+    refused = 0
+    for number in range(40):
+        broken = bytearray(sound)
+        start = draw.randrange(len(sound))
+        broken[start : start + 30] = draw.randbytes(30)
+        file = saved(tmp_path / "broken.parquet", bytes(broken[: start + 30]) if number % 4 == 0 else bytes(broken))
+        try:
+            read(file, options(skip_bad=True))
+        except InputError as error:
+            refused += all(problem.startswith(str(tmp_path)) or "rows are bad" in problem for problem in error.problems)
+    assert refused > 20
+
+
 def test_text_files(tmp_path: Path):
     source = read(saved(tmp_path / "a.txt", "一\r\n \n二"), options())
     assert [text_of(row) for row in source.rows] == ["一", "二"]
@@ -467,6 +540,30 @@ def test_bytes_that_are_not_utf8_are_placed(tmp_path: Path):
         read(saved(tmp_path / "rows.json", b"[\n" + '"二"]'.encode("gbk")), options())
     with pytest.raises(InputError, match="UTF-16"):
         read(saved(tmp_path / "rows.txt", "一".encode("utf-16")), options())
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.json", "rows.csv", "rows.txt"])
+@pytest.mark.parametrize("encoding", ["gbk", "gb18030"])
+def test_a_file_in_gbk_is_told_by_its_name_and_how_to_convert_it(name: str, encoding: str, tmp_path: Path):
+    rows = [{"问题": f"你们{i}点开门？", "答案": "早上八点。"} for i in range(3)]
+    texts = {
+        "rows.jsonl": "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows),
+        "rows.json": json.dumps(rows, ensure_ascii=False, indent=1),
+        "rows.csv": "问题,答案\n你们几点开门？,八点。\n",
+        "rows.txt": "你们几点开门？\n早上八点。\n",
+    }
+    file = saved(tmp_path / name, texts[name].encode(encoding))
+    with pytest.raises(InputError) as error:
+        read(file, options())
+    command = f"iconv -f GB18030 -t UTF-8 {file} > {file.with_stem('rows.utf8')}"
+    assert "GBK, not UTF-8" in str(error.value) and command in str(error.value)
+    assert "GBK" not in str(not_utf8(saved(file, "café, naïve, coöperate\n".encode("latin-1"))))
+
+
+def not_utf8(file: Path) -> InputError:
+    with pytest.raises(InputError, match="not UTF-8") as error:
+        read(file, options(format="txt"))
+    return error.value
 
 
 def test_files_that_are_none(tmp_path: Path):
@@ -533,7 +630,22 @@ def test_load_refuses_what_the_task_cannot_use(tmp_path: Path):
 
 def test_one_row_is_trained_on_and_the_empty_validation_said(tmp_path: Path):
     splits = load(options(train=questions(tmp_path / "a.jsonl", 1)), "sft")
-    assert len(splits.train) == 1 and "validation: none" in splits.said[-1]
+    assert len(splits.train) == 1 and "validation: none: the 1 row" in splits.said[-1]
+
+
+def test_rows_that_say_the_same_are_told(tmp_path: Path):
+    file = str(write(tmp_path / "a.jsonl", *[{"question": "问", "answer": "答"}] * 4))
+    splits = load(options(train=file), "sft")
+    assert len(splits.train) == 4
+    assert f"exact duplicates: 3 training rows, first {file}:2 = {file}:1; to leave them out" in splits.said[1]
+    assert "validation: none: the 4 rows are too few to share (1 where" in splits.said[2]
+    assert "data.validation=FILE" in splits.said[2]
+    other = questions(tmp_path / "b.jsonl", 30)
+    said = load(options(train=[other, file], validation=questions(tmp_path / "c.jsonl", 3)), "sft").said
+    assert not any("exact duplicates" in line for line in load(options(train=other, validation=other), "sft").said)
+    assert sum("exact duplicates" in line and f"{file}:2 = {file}:1" in line for line in said) == 1
+    generators = {"twice": lambda seed: [Text("x")] * 9}
+    assert not load(options(train="generate:twice"), "pretrain", generators=generators).said[:-1]
 
 
 def test_words_of_a_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -552,4 +664,4 @@ def test_a_record_among_prompts_that_would_lose_its_input_is_named(tmp_path: Pat
     rows = [{"prompt": f"几点{number}？", "answer": "八点"} for number in range(3)]
     lost = {"instruction": "翻译", "input": "早上好", "output": "Good morning"}
     (problem,) = problems(tmp_path, *rows, lost)[:1]
-    assert ":4: not of layout prompt" in problem
+    assert ":4: of layout alpaca (" in problem and "in a file of prompt" in problem

@@ -89,7 +89,7 @@ def test_the_verb(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
         files.append(str(file))
     assert main(["data", "stats", *files, "--model", str(model), "--json", "--near", "0"]) == 2
     out, err = capsys.readouterr()
-    assert "3 rows are in both" in err and f"{files[1]}:1 = {files[0]}:1" in err
+    assert "3 rows in both" in err and f"{files[1]}:1 = {files[0]}:1" in err
     found = json.loads(out)
     assert [entry["rows"] for entry in found["files"]] == [12, 3]
     (leak,) = found["overlap"]

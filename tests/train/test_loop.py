@@ -139,7 +139,7 @@ def test_cadence_by_steps(tmp_path):
 
 def test_rows_without_a_trained_token_are_refused_before_step_one(tmp_path):
     bad = Example(np.array([5, 6, 7], np.int32), np.array([True, False, False]), "data.jsonl:3")
-    with pytest.raises(InputError, match=r"1 rows have no token to train on: data.jsonl:3"):
+    with pytest.raises(InputError, match=r"1 row have no token to train on: data.jsonl:3"):
         train(tmp_path / "run", [*rows(3), bad])
 
 

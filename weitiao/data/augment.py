@@ -154,7 +154,7 @@ def verb(
     by: Annotated[By, typer.Option(help="rules; rewrite: by a model; questions: out of txt and md")] = "rules",
     variants: Annotated[int, typer.Option(min=1, help="new rows for each row, or questions for each piece")] = 1,
     rule: Annotated[
-        list[str] | None, typer.Option(metavar="NAME=CHANCE", help=f"a rule's chance ({', '.join(RULES)}); repeatable")
+        list[str] | None, typer.Option(metavar=f"{'|'.join(RULES)}=CHANCE", help="a rule's chance; repeatable")
     ] = None,
     tools: Annotated[str | None, typer.Option(help="functions by name (hotel), to run the calls of new rows")] = None,
     endpoint: Annotated[str | None, typer.Option(help="an OpenAI-compatible endpoint, http://…/v1")] = None,

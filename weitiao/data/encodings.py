@@ -47,6 +47,16 @@ def broken(text: str) -> str | None:
     return None if mended == text else mended
 
 
+def is_gbk(raw: bytes) -> bool:
+    """Whether bytes that are not UTF-8 read as Chinese in GB18030, of which GBK is a part."""
+    try:
+        text = raw.decode("gb18030")
+    except UnicodeDecodeError:
+        return False
+    wide = [char for char in text if not char.isascii()]
+    return len(wide) > 1 and bool(_chinese("".join(char for char in wide if char.isalpha())))
+
+
 def _decoded(run: str, encoding: str) -> str:
     """The bytes that ``run`` shows in Latin-1 or Windows-1252, decoded; "" if they are not of this encoding."""
     try:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from weitiao.data.sources import DataOptions
 
 ROWS_AT_ONCE = 256
+SHOWN = 5  # rows left out that a notice names
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ def examples(
     else:
         system = []
     _complain(work, options, limit)
-    return Examples(work.items, len(rows), len(work.cut), len(work.empty), system + _said(work, options, limit))
+    return Examples(work.items, len(rows), len(work.cut), len(work.empty), system + _said(work, limit))
 
 
 def _rendered(rows: Sequence[Row], renderer: Renderer, train_on: str) -> list[list[Rendered] | InputError]:
@@ -131,56 +132,76 @@ def _rendered(rows: Sequence[Row], renderer: Renderer, train_on: str) -> list[li
     return found
 
 
-def _limit(renderer: Renderer, options: DataOptions, max_positions: int | None) -> int | None:
-    """Tokens that an example may have; None: any number."""
-    tokenizer_limit = renderer.tokenizer.model_max_length
-    most = max_positions or (tokenizer_limit if tokenizer_limit < 1e9 else None)
+@dataclass(frozen=True)
+class _Limit:
+    """``tokens`` that an example may have, or None for any number; ``reason`` and ``mend`` are messages: what sets the
+    limit, and what to do where it is too low."""
+
+    tokens: int | None
+    reason: str = "the model's positions"
+    mend: str = "take a base with more of them, shorten the rows, or allow it"
+
+    @property
+    def said(self) -> dict[str, object]:
+        """The slots of a message about it."""
+        return {"limit": self.tokens, "reason": t(self.reason)}
+
+
+def _limit(renderer: Renderer, options: DataOptions, max_positions: int | None) -> _Limit:
+    """What bounds an example; InputError for a ``max_length`` beyond the model."""
     if options.max_length == "auto":
-        return most
+        tokenizer_limit = renderer.tokenizer.model_max_length
+        return _Limit(max_positions or (tokenizer_limit if tokenizer_limit < 1e9 else None))
     if max_positions is not None and options.max_length > max_positions:
         message = "data.max_length: {length} is more than the {most} positions of the model"
         raise InputError(t(message, length=options.max_length, most=max_positions))
-    return options.max_length
+    return _Limit(options.max_length, "data.max_length", "raise data.max_length, or allow it")
 
 
-def _add(work: _Work, name: str, made: Sequence[Rendered], limit: int | None, task: str) -> None:
+def _add(work: _Work, name: str, made: Sequence[Rendered], limit: _Limit, task: str) -> None:
     work.several += len(made) > 1
     if not made:
         work.empty.append(t("{row}: no token is trained (there is no assistant turn to train on)", row=name))
     for number, rendered in enumerate(made, 1):
         own = f"{name}#{number}" if len(made) > 1 else name
         ids, mask = np.array(rendered.ids, dtype=np.int32), np.array(rendered.mask, dtype=bool)
-        if task == "pretrain" and limit is not None and len(ids) > limit:
-            parts = -(-len(ids) // limit)
+        if task == "pretrain" and limit.tokens is not None and len(ids) > limit.tokens:
+            parts = -(-len(ids) // limit.tokens)
             pairs = zip(np.array_split(ids, parts), np.array_split(mask, parts), strict=True)
             work.items += [Example(*pair, f"{own}:{part}") for part, pair in enumerate(pairs, 1)]
             continue
-        example = Example(ids[:limit], mask[:limit], own)
+        example = Example(ids[: limit.tokens], mask[: limit.tokens], own)
         lost = int(mask[len(example) :].sum())
-        if lost:
-            cut = "{row}: {tokens} tokens, and max_length {limit} cuts {lost} trained ones"
-            work.cut.append(t(cut, row=own, tokens=len(ids), limit=limit, lost=lost))
         if example.trained_tokens:
             work.items.append(example)
+            if lost:
+                cut = "{row}: {tokens} tokens, of which {limit} fit ({reason}): {lost} of the answer are cut off"
+                work.cut.append(t(cut, row=own, tokens=len(ids), lost=lost, **limit.said))
         elif lost:
-            empty = "{row}: no token is trained: the prompt alone has {tokens} tokens, and max_length is {limit}"
-            work.empty.append(t(empty, row=own, tokens=int(mask.argmax()), limit=limit))
+            empty = "{row}: no token is trained: the prompt alone has {tokens} tokens, and {limit} fit ({reason})"
+            work.empty.append(t(empty, row=own, tokens=int(mask.argmax()), **limit.said))
         else:
             work.empty.append(t("{row}: no token is trained", row=own))
 
 
-def _complain(work: _Work, options: DataOptions, limit: int | None) -> None:
+def _complain(work: _Work, options: DataOptions, limit: _Limit) -> None:
     """Raise one InputError with everything that is wrong."""
     problems = []
-    if not options.skip_bad:
-        problems += first_of(work.refused) + first_of(work.empty)
-    total = len(work.items) + len(work.empty)
+    bad, total = len(work.refused) + len(work.empty), len(work.items) + len(work.empty)
+    if bad and not options.skip_bad:
+        if work.items:
+            message = "{bad} of {rows} rows are bad; --skip-bad (data.skip_bad=true) goes on without them"
+        else:
+            message = "{bad} of {rows} rows are bad, and nothing would be left without them"
+        last = t(message, bad=bad, rows=bad + len(work.items))
+        problems += [*first_of(work.refused), *first_of(work.empty), last]
     if total and len(work.cut) / total > options.allow_truncated:
         message = (
-            "{cut} of {total} examples lose a part of their answer at max_length {limit}, and data.allow_truncated is "
-            "{allowed}; raise data.max_length, or allow it"
+            "{cut} of {total} examples lose a part of their answer: {limit} tokens fit ({reason}), and "
+            "data.allow_truncated is {allowed}; {mend}"
         )
-        problems.append(t(message, cut=len(work.cut), total=total, limit=limit, allowed=options.allow_truncated))
+        slots = {**limit.said, "allowed": options.allow_truncated, "mend": t(limit.mend)}
+        problems.append(t(message, cut=len(work.cut), total=total, **slots))
         problems += first_of(work.cut)
     if not problems and not any(example.trained_tokens for example in work.items):
         problems.append(t("there is nothing to train on: no row has a trained token"))
@@ -188,7 +209,7 @@ def _complain(work: _Work, options: DataOptions, limit: int | None) -> None:
         raise InputError(problems)
 
 
-def _said(work: _Work, options: DataOptions, limit: int | None) -> list[str]:
+def _said(work: _Work, limit: _Limit) -> list[str]:
     said = []
     if work.several:
         several = (
@@ -200,11 +221,12 @@ def _said(work: _Work, options: DataOptions, limit: int | None) -> list[str]:
         lost = "in {rows} conversations the chat template leaves out the words of a turn that also calls a tool"
         said.append(t(lost, rows=work.words_lost))
     if work.cut:
-        said.append(
-            t("{cut} examples lose a part of their answer at max_length {limit}", cut=len(work.cut), limit=limit)
-        )
-    if left_out := len(work.refused) + len(work.empty):
-        said.append(t("{rows} rows left out (skip_bad): refused by the template or nothing to train", rows=left_out))
+        cut = "{limit} tokens fit ({reason}), which cuts the answers of {cut} examples"
+        said.append(t(cut, cut=len(work.cut), **limit.said))
+    if left_out := [*work.refused, *work.empty]:
+        message = "{rows} rows left out (skip_bad): refused by the template or nothing to train"
+        said.append(t(message, rows=len(left_out)))
+        said += first_of([f"  {line}" for line in left_out], SHOWN)
     return said
 
 

@@ -16,12 +16,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from weitiao.data.encodings import is_gbk
 from weitiao.errors import InputError, t
+from weitiao.runs import command
 
 BOM = b"\xef\xbb\xbf"
 UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 SNIFFED_BYTES = 4096
 UNCLOSED_QUOTE = "unexpected end of data"  # what the csv module says
+SEPARATORS = {"csv": ",", "tsv": "\t"}
+OTHER_SEPARATORS = (";", "\t", ",", "|")  # what stands between cells where spreadsheets write no comma
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,12 @@ def format_of(path: Path, asked: str = "auto") -> str:
     return found
 
 
+def rows_in(path: Path) -> bool:
+    """Whether a file is one of rows by its name; of json, which may be anything, by its being an array."""
+    kind = path.suffix.lower().lstrip(".")
+    return kind in (*FORMATS, "ndjson") and (kind != "json" or format_of(path) == "json")
+
+
 def records(path: Path, format: str) -> Numbered:
     """(line number from 1, record or Unreadable) of every record of a file; blank lines are passed over."""
     if path.stat().st_size == 0:
@@ -67,34 +77,46 @@ def _lines(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
         yield number, raw.removeprefix(BOM) if number == 1 else raw
 
 
-def _not_utf8(raw: bytes, error: UnicodeDecodeError) -> str:
-    return t(
-        "not UTF-8: byte 0x{value:02x} at column {column}; save the file as UTF-8",
-        value=raw[error.start],
-        column=error.start + 1,
-    )
+def _not_utf8(path: Path, raw: bytes) -> str:
+    """What is wrong with bytes that are not UTF-8, and the command that mends it where they are GBK."""
+    if is_gbk(raw):
+        convert = command("iconv", "-f", "GB18030", "-t", "UTF-8", path)
+        new = command(path.with_stem(f"{path.stem}.utf8"))
+        return t("GBK, not UTF-8; convert the file: {convert} > {new}", convert=convert, new=new)
+    try:
+        raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        message = "not UTF-8: byte 0x{value:02x} at column {column}; save the file as UTF-8"
+        return t(message, value=raw[error.start], column=error.start + 1)
+    return ""
 
 
-def _text_lines(file: BinaryIO) -> Iterator[tuple[int, str | Unreadable]]:
+def _text_lines(path: Path, file: BinaryIO) -> Iterator[tuple[int, str | Unreadable]]:
     """Lines that are not blank, decoded, without their line end."""
     for number, raw in _lines(file):
         try:
             text = raw.decode("utf-8").rstrip("\r\n")
-        except UnicodeDecodeError as error:
-            yield number, Unreadable(_not_utf8(raw, error), raw.decode("utf-8", "backslashreplace").rstrip("\r\n"))
+        except UnicodeDecodeError:
+            shown = raw.decode("utf-8", "backslashreplace").rstrip("\r\n")
+            yield number, Unreadable(_not_utf8(path, raw), shown)
             continue
         if text.strip():
             yield number, text
 
 
 def _txt(path: Path, file: BinaryIO) -> Numbered:
-    for number, line in _text_lines(file):
+    for number, line in _text_lines(path, file):
         yield number, line if isinstance(line, Unreadable) else {"text": line}
 
 
 def _jsonl(path: Path, file: BinaryIO) -> Numbered:
-    for number, line in _text_lines(file):
+    for place, (number, line) in enumerate(_text_lines(path, file)):
         if isinstance(line, str):
+            if place == 0 and line.strip() == "{":
+                message = (
+                    "{path}:{line}: an object goes on over several lines; write each on one line, or all in a list []"
+                )
+                raise InputError(t(message, path=path, line=number))
             try:
                 yield number, _whole(json.loads(line, parse_constant=_no_constant), line)
             except ValueError as error:
@@ -132,7 +154,9 @@ def _json(path: Path, file: BinaryIO) -> Numbered:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
-        raise InputError(f"{path}:{line}: {_not_utf8(raw, error)}") from None
+        start = raw.rfind(b"\n", 0, error.start) + 1
+        problem = _not_utf8(path, raw[start : raw.find(b"\n", error.start) + 1 or None])
+        raise InputError(f"{path}:{line}: {problem}") from None
     del raw
     decoder = json.JSONDecoder(parse_constant=_no_constant)
     spaces = re.compile(r"\s*")
@@ -168,11 +192,22 @@ def _json(path: Path, file: BinaryIO) -> Numbered:
         raise broken(place + 1, t("there is more text behind the array"))
 
 
-def _table(delimiter: str) -> Callable[[Path, BinaryIO], Numbered]:
+def separator(path: Path, format: str) -> str:
+    """What stands between the cells of a table: its format's own, or another if only that makes its header several
+    names."""
+    own = SEPARATORS[format]
+    with path.open("rb") as file:
+        first = next((raw for _, raw in _lines(file) if raw.strip()), b"")[:SNIFFED_BYTES]
+    header = first.decode("utf-8", "surrogateescape")
+    candidates = (own, *(other for other in OTHER_SEPARATORS if other != own))
+    return next((one for one in candidates if len(next(csv.reader([header], delimiter=one), [])) > 1), own)
+
+
+def _table(format: str) -> Callable[[Path, BinaryIO], Numbered]:
     def read(path: Path, file: BinaryIO) -> Numbered:
         # A byte that is not UTF-8 becomes a lone surrogate here, so that its record alone is refused and not the file.
         text = (raw.decode("utf-8", "surrogateescape") for _, raw in _lines(file))
-        reader = csv.reader(text, delimiter=delimiter, strict=True)
+        reader = csv.reader(text, delimiter=separator(path, format), strict=True)
         limit = csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
         try:
             header = _header(path, reader)
@@ -191,7 +226,8 @@ def _header(path: Path, reader: Any) -> list[str]:
     if not header:
         raise InputError(t("{path}: has no header line with column names", path=path))
     if any(_surrogate(name) for name in header):
-        raise InputError(t("{path}:1: the header is not UTF-8; save the file as UTF-8", path=path))
+        problem = _not_utf8(path, ",".join(header).encode("utf-8", "surrogateescape"))
+        raise InputError(t("{path}:1: the header is {problem}", path=path, problem=problem))
     twice = sorted({name for name in header if header.count(name) > 1})
     if twice:
         raise InputError(t("{path}:1: the header names a column twice: {names}", path=path, names=", ".join(twice)))
@@ -213,9 +249,8 @@ def _table_rows(path: Path, reader: Any, header: list[str]) -> Numbered:
             continue
         if not row or (len(row) == 1 and not row[0].strip()):
             continue
-        bad = next((found for cell in row if (found := _surrogate(cell))), None)
-        if bad:
-            reason = t("not UTF-8: byte 0x{value:02x}; save the file as UTF-8", value=ord(bad) - 0xDC00)
+        if any(map(_surrogate, row)):
+            reason = _not_utf8(path, ",".join(row).encode("utf-8", "surrogateescape"))
             cells = [cell.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace") for cell in row]
             yield line, Unreadable(reason, json.dumps(cells, ensure_ascii=False))
         elif len(row) != len(header):
@@ -225,30 +260,31 @@ def _table_rows(path: Path, reader: Any, header: list[str]) -> Numbered:
             yield line, dict(zip(header, row, strict=True))
 
 
-def _surrogate(text: str) -> str | None:
-    return next((char for char in text if "\udc80" <= char <= "\udcff"), None) if not text.isascii() else None
+def _surrogate(text: str) -> bool:
+    return not text.isascii() and any("\udc80" <= char <= "\udcff" for char in text)
 
 
 def _parquet(path: Path, file: BinaryIO) -> Numbered:
     import pyarrow
     import pyarrow.parquet
 
-    try:
-        table = pyarrow.parquet.ParquetFile(file)
-    except pyarrow.ArrowException as error:
-        raise InputError(t("{path}: not a parquet file: {error}", path=path, error=error)) from None
     number = 0
-    for batch in table.iter_batches(batch_size=1000):
-        for record in batch.to_pylist():
-            number += 1
-            yield number, record
+    try:
+        table = pyarrow.parquet.ParquetFile(file, page_checksum_verification=True)
+        for batch in table.iter_batches(batch_size=1000):
+            for record in batch.to_pylist():
+                number += 1
+                yield number, record
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        message = "{path}: damaged, or not a parquet file (it breaks off behind row {number}): {error}; get it anew"
+        raise InputError(t(message, path=path, number=number, error=" ".join(str(error).split()).rstrip("."))) from None
 
 
 FORMATS: dict[str, Callable[[Path, BinaryIO], Numbered]] = {
     "jsonl": _jsonl,
     "json": _json,
-    "csv": _table(","),
-    "tsv": _table("\t"),
+    "csv": _table("csv"),
+    "tsv": _table("tsv"),
     "parquet": _parquet,
     "txt": _txt,
 }

@@ -95,7 +95,7 @@ def labelled(
         problems += first_of(cut)
     if problems:
         raise InputError(problems)
-    said = [t("{cut} texts lose their end at max_length {limit}", cut=len(cut), limit=limit)] if cut else []
+    said = [t("max_length {limit} cuts the end of {cut} texts", cut=len(cut), limit=limit)] if cut else []
     if refused:
         said.append(t("{rows} rows left out (skip_bad): their labels cannot be used", rows=refused))
     return Examples(items, len(rows), len(cut), refused, said)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import string
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import Any
 
 from weitiao.data.rows import Chat, Labelled, Message, Text
@@ -29,6 +29,14 @@ CONVERSATION_NAMES = ("conversations", "conversation")
 TEXT_NAMES = ("text", "content")
 LABELLED_TEXT_NAMES = (*TEXT_NAMES, "sentence", "utterance", "review", "文本", "句子")
 LABEL_NAMES = ("label", "labels", "class", "category", "标签", "类别")
+NEEDED = {  # the keys that a layout is read from, as people know them
+    "messages": ("messages",),
+    "sharegpt": ("conversations",),
+    "alpaca": ("instruction", "input", "output"),
+    "prompt": ("prompt", "answer"),
+    "text": ("text",),
+    LABELLED: ("text", "label"),
+}
 SHARED_NAMES = ("id", "group", "tools", "functions", "system")
 # What `data.columns` may map to a file's own column names; a row may lack the optional ones.
 OPTIONAL_NAMES = ("input", "system", "history", "tools", "id", "group")
@@ -73,6 +81,13 @@ def _first(names: Sequence[str], keys: Container[str]) -> str | None:
     return next((name for name in names if name in keys), None)
 
 
+def meant(keys: Iterable[str]) -> tuple[str, str]:
+    """The keys that may be meant for question and answer, being right but for their case; "..." where none is."""
+    names = ([key for key in keys if str(key).strip().lower() in known] for known in (PROMPT_NAMES, ANSWER_NAMES))
+    question, answer = (found[0] if found else "..." for found in names)
+    return question, answer
+
+
 class Layout:
     """Reads records of one layout. ``unused`` collects the keys of records and messages that nothing was made of."""
 
@@ -85,10 +100,9 @@ class Layout:
         """The row of ``record``; RowError says what is wrong with it. ``id`` names it if it brings no id of its own."""
         if not isinstance(record, Mapping):
             raise RowError(t("found {found}, expected an object with keys", found=shown(record)))
-        if self.template is None and (_telltale(self.name, record) is None or self._loses(record)):
-            keys = ", ".join(map(str, record)) or t("none")
-            raise RowError(t("not of layout {layout}: its keys are {keys}", layout=self.name, keys=keys))
-        record = {key: value for key, value in record.items() if value is not None}
+        if misfit := self._misfit(record):
+            raise RowError(misfit)
+        record = _filled_of(record)
         own, group = record.get("id", ""), record.get("group", "")
         common: dict[str, Any] = {"id": id if own == "" else str(own), "group": None if group == "" else str(group)}
         if self.name == "text":
@@ -96,9 +110,7 @@ class Layout:
             self._note(record, key)
             return Text(_filled(record, key), **common)
         if self.name == LABELLED:
-            key, label = _first(LABELLED_TEXT_NAMES, record) or "", _first(LABEL_NAMES, record)
-            if label is None:
-                raise RowError(t("{key}: no label", key=LABEL_NAMES[0]))
+            key, label = _first(LABELLED_TEXT_NAMES, record) or "", _first(LABEL_NAMES, record) or ""
             self._note(record, key, label)
             return Labelled(_filled(record, key), _label(record[label], label), **common)
         readers: dict[str, Callable[[Record], list[Message]]] = {
@@ -115,9 +127,36 @@ class Layout:
         _check_called(messages, tools)
         return Chat(tuple(messages), tools, **common)
 
+    def _misfit(self, record: Record) -> str:
+        """Why ``record`` cannot be read as this layout; "" if its keys say that it can."""
+        filled = _filled_of(record)
+        if self._reads(filled) and not self._loses(filled):
+            return ""
+        other = layout_of(set(filled)) if self.template is None else None
+        if other is not None:
+            message = "of layout {other} (from the key '{key}') in a file of {layout}; give each layout its own file"
+            return t(message, other=other[0], key=other[1], layout=self.name)
+        nulls = [key for key in record if key not in filled]
+        if self._reads(record):  # the keys are there: those without a value are what is wrong
+            needed = [key for key in nulls if self._reads({*filled, key})] or nulls
+            return t("{keys}: found null, expected a value", keys=", ".join(map(str, needed)))
+        keys = ", ".join(map(str, record)) or t("none")
+        if self.template is not None:
+            message = "no answer: none of the keys {names}; the row has {keys} (data.columns names another)"
+            return t(message, names=", ".join(ANSWER_NAMES), keys=keys)
+        needed = ", ".join(NEEDED[self.name])
+        return t(
+            "not of layout {layout} (keys {needed}): its keys are {keys}", layout=self.name, needed=needed, keys=keys
+        )
+
+    def _reads(self, keys: Container[str]) -> bool:
+        """Whether a record with these keys has what this layout, or the template's answer, is read from."""
+        found = _telltale(self.name, keys) if self.template is None else _first(ANSWER_NAMES, keys)
+        return found is not None
+
     def _loses(self, record: Record) -> bool:
         """Whether a record among prompts is an alpaca one, of whose question only a part would be read."""
-        alone = self.name == "prompt" and _first(PROMPT_NAMES, record) == "instruction"
+        alone = self.template is None and self.name == "prompt" and _first(PROMPT_NAMES, record) == "instruction"
         return alone and _telltale("alpaca", record) is not None and bool(record.get("input"))
 
     def _note(self, record: Record, *used: str) -> None:
@@ -137,10 +176,7 @@ class Layout:
         return [*_history(record), Message("user", question), Message("assistant", _answer(record, "output"))]
 
     def _prompt(self, record: Record) -> list[Message]:
-        answer_key = _first(ANSWER_NAMES, record)
-        if answer_key is None:
-            names = ", ".join(ANSWER_NAMES)
-            raise RowError(t("no answer: none of the keys {names} (data.columns names another)", names=names))
+        answer_key = _first(ANSWER_NAMES, record) or ""
         if self.template is not None:
             self._note(record, answer_key, "history", *template_slots(self.template))
             question = fill(self.template, record)
@@ -152,6 +188,10 @@ class Layout:
                 return read_turns([*prompt, *answer], key, self.unused)
             question = _filled(record, key)
         return [*_history(record), Message("user", question), Message("assistant", _answer(record, answer_key))]
+
+
+def _filled_of(record: Record) -> dict[str, Any]:
+    return {key: value for key, value in record.items() if value is not None}
 
 
 def _filled(record: Record, key: str) -> str:

@@ -18,35 +18,24 @@ from typing import Any
 
 from weitiao import config
 from weitiao.config import build
-from weitiao.data.formats import Unreadable, format_of, records
-from weitiao.data.layouts import LABELLED, LAYOUTS, OPTIONAL_NAMES, Layout, detect, normal_tools, template_slots
+from weitiao.data.bad import BadRow, counted, listed
+from weitiao.data.formats import SEPARATORS, Unreadable, format_of, records, separator
+from weitiao.data.layouts import LABELLED, LAYOUTS, OPTIONAL_NAMES, Layout, detect, meant, normal_tools, template_slots
 from weitiao.data.mix import mix
 from weitiao.data.options import DataOptions, SourceOptions
 from weitiao.data.patch import Patch
 from weitiao.data.rows import Chat, Row, Text
-from weitiao.data.split import group_of, split
+from weitiao.data.split import group_of, repeated, split
 from weitiao.data.turns import RowError
 from weitiao.errors import InputError, t
+from weitiao.runs import command
 
 __all__ = ["DataOptions", "Source", "Splits", "load", "problem_of", "read", "read_all", "scan"]
 
 GENERATE = "generate:"
 SETTING = re.compile(r"(?:data\.)?(\w+)(?:\.\w+)*=")
 DETECTED_FROM = 20
-SHOWN_BAD_ROWS = 20
 Generators = Mapping[str, Callable[[int], Iterable[Row]]]
-
-
-@dataclass(frozen=True)
-class BadRow:
-    """A row that cannot be used: ``where`` is FILE:LINE, ``record`` what stands there (text, where it is no record)."""
-
-    where: str
-    reason: str
-    record: Any = None
-
-    def __str__(self) -> str:
-        return f"{self.where}: {self.reason}"
 
 
 @dataclass(frozen=True)
@@ -138,10 +127,15 @@ def _say(path: Path, options: DataOptions, layout: Layout, source: Source, missi
     if missing and rows:
         names = ", ".join(f"{own} (data.columns.{name})" for name, own in sorted(missing))
         raise InputError(t("{path}: no row has the column {names}", path=path, names=names))
+    if (format := format_of(path, options.format)) in SEPARATORS:
+        between = separator(path, format)
+        if between != SEPARATORS[format]:
+            said.append(t("{path}: its cells are separated by {found}", path=path, found=json.dumps(between)))
     if layout.unused:
         said.append(t("{path}: keys not used: {keys}", path=path, keys=", ".join(sorted(layout.unused))))
     if bad and options.skip_bad:
         said.append(t("{path}: {count} bad rows left out, {rows} kept", path=path, count=len(bad), rows=len(rows)))
+        said.extend(counted(bad))
 
 
 def problem_of(record: Any, options: DataOptions, layout: str) -> str:
@@ -200,8 +194,11 @@ def _layout(path: Path, format: str, options: DataOptions, first: Sequence[Any])
         keyed = [record for record in first if isinstance(record, Mapping)]
         if not keyed:  # nothing but unreadable lines: they are reported one by one
             return Layout("messages"), []
+        if inside := [key for key, value in keyed[0].items() if isinstance(value, list) and len(keyed) == 1]:
+            message = "{path}: one object, whose key {key} holds a list; a file of rows is that list alone"
+            raise InputError(t(message, path=path, key=inside[0]))
         keys = ", ".join(map(str, keyed[0])) or t("none")
-        example = "data.columns={prompt: ..., answer: ...}"
+        example = "data.columns={{prompt: {}, answer: {}}}".format(*meant(keyed[0]))
         raise InputError(
             t(
                 "{path}: cannot tell what its rows are from the keys {keys}; say so with {example}",
@@ -218,24 +215,17 @@ def _layout(path: Path, format: str, options: DataOptions, first: Sequence[Any])
 
 
 def _refuse_bad(sources: Sequence[Source], skip: bool) -> None:
-    """InputError with the first bad rows and their count, unless they are to be skipped and something is left."""
+    """InputError with the bad rows and their count, unless they are to be skipped and something is left."""
     bad = [row for source in sources for row in source.bad]
     nothing_left = any(not source.rows for source in sources)
     if not bad or (skip and not nothing_left):
         return
-    lines = [str(row) for row in bad[:SHOWN_BAD_ROWS]]
-    rows = sum(len(source.rows) for source in sources) + len(bad)
     if nothing_left:
-        lines.append(t("{bad} of {rows} rows are bad, and nothing would be left without them", bad=len(bad), rows=rows))
+        message = "{bad} of {rows} rows are bad, and nothing would be left without them"
     else:
-        lines.append(
-            t(
-                "{bad} of {rows} rows are bad; --skip-bad (data.skip_bad=true) goes on without them",
-                bad=len(bad),
-                rows=rows,
-            )
-        )
-    raise InputError(lines)
+        message = "{bad} of {rows} rows are bad; --skip-bad (data.skip_bad=true) goes on without them"
+    rows = sum(len(source.rows) for source in sources) + len(bad)
+    raise InputError([*listed(bad), t(message, bad=len(bad), rows=rows)])
 
 
 def _read_tools(path: str | None) -> tuple[Mapping[str, Any], ...]:
@@ -298,19 +288,42 @@ def load(options: DataOptions, task: str, *, generators: Generators | None = Non
     files = _Files(options, generators or {}, seed, task)
     drawn = [(place, row) for place, one in enumerate(options.sources) for row in files.rows(one.path)]
     held_out = {"validation": options.validation, "test": options.test}
+    said = _duplicates(files.sources)
     given = {part: files.rows(name) for part, name in held_out.items() if isinstance(name, str)}
     files.report()
     if task == "sft":
         _refuse_texts([*(row for _, row in drawn), *(row for rows in given.values() for row in rows)])
     shares = {part: share for part, share in held_out.items() if isinstance(share, float) and share}
-    said = files.said
+    said = files.said + said
     if shares:
-        rest = 1 - sum(shares.values())
-        drawn, *parts = split(drawn, [rest, *shares.values()], group=lambda pair: group_of(pair[1]), seed=seed)
+        drawn, *parts = split(
+            drawn, [1 - sum(shares.values()), *shares.values()], group=lambda pair: group_of(pair[1]), seed=seed
+        )
         given |= {name: [row for _, row in part] for name, part in zip(shares, parts, strict=True)}
-        said += [t("{part}: none, there are too few rows to share", part=part) for part in shares if not given[part]]
+        said += [_none(part, [row for _, row in drawn]) for part in shares if not given[part]]
     train, more = _mixed(drawn, options.sources, seed)
     return Splits(train, given.get("validation", []), given.get("test", []), said + more)
+
+
+def _none(part: str, rows: Sequence[Row]) -> str:
+    """Why a part has none of the ``rows``, and how to have it all the same."""
+    message = (
+        "{part}: none: the {rows} rows are too few to share ({groups} where those that say the same or belong to one "
+        "dialogue count once); give data.{part}=FILE, or data.{part}=0"
+    )
+    return t(message, part=part, rows=len(rows), groups=len({group_of(row) for row in rows}))
+
+
+def _duplicates(sources: Sequence[Source]) -> list[str]:
+    """A notice of training rows that say exactly what an earlier one says; what a generator draws is its own affair."""
+    placed = [(f"{one.path}:{line}", row) for one in sources for line, row in zip(one.lines, one.rows, strict=False)]
+    twice = repeated([row for _, row in placed])
+    if not twice:
+        return []
+    later, first = next(iter(twice.items()))
+    message = "exact duplicates: {count} training rows, first {later} = {first}; to leave them out: {command}"
+    clean = command("weitiao", "data", "clean", *dict.fromkeys(str(one.path) for one in sources if one.lines))
+    return [t(message, count=len(twice), later=placed[later][0], first=placed[first][0], command=clean)]
 
 
 def _mixed(

@@ -40,6 +40,18 @@ def content_of(row: Row) -> str:
     return repr(replace(row, id="", group=None))
 
 
+def repeated(rows: Sequence[Row]) -> dict[int, int]:
+    """The place of every row that says exactly what an earlier one says, and the place of the first that says so."""
+    first: dict[bytes, int] = {}
+    places = [first.setdefault(content_digest(row), place) for place, row in enumerate(rows)]
+    return {place: before for place, before in enumerate(places) if before != place}
+
+
+def content_digest(row: Row) -> bytes:
+    """16 bytes that stand for what a row says."""
+    return hashlib.sha256(content_of(row).encode("utf-8", "surrogatepass")).digest()[:16]
+
+
 def place_of(group: str, seed: int) -> float:
     """The group's place in [0, 1): the first 8 bytes of the sha256 of seed and group."""
     digest = hashlib.sha256(f"{seed}\n{group}".encode("utf-8", "surrogatepass")).digest()

@@ -8,7 +8,6 @@ files are taken for the parts of one split: a row that is, or almost is, in two 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import sys
@@ -24,7 +23,7 @@ from weitiao.data import balance
 from weitiao.data.near import THRESHOLD, Index, Near, index, near
 from weitiao.data.rows import Chat, Pair, Row, Text, text_of
 from weitiao.data.sources import Source, arguments, read_all
-from weitiao.data.split import content_of
+from weitiao.data.split import content_digest, repeated
 from weitiao.errors import InputError, first_of, t
 from weitiao.runs import write_atomic
 
@@ -99,7 +98,8 @@ def stats(
     at least ``threshold`` like an earlier one (not sought at 0), of which ``near`` has the first pairs.
     """
     rows = source.rows
-    once = _once(rows)
+    twice = repeated(rows)
+    once = [place for place in range(len(rows)) if place not in twice]
     alike = near(index([rows[place] for place in once], seed), threshold=threshold) if threshold else []
     found: dict[str, Any] = {
         "layout": source.format,
@@ -108,7 +108,7 @@ def stats(
         "turns": sum(_turns(row) for row in rows),
         "turns_of_rows": dict(sorted(Counter(map(_turns, rows)).items())),
         "calls": sum(len(message.calls) for row in rows if isinstance(row, Chat) for message in row.messages),
-        "duplicates": len(rows) - len(once),
+        "duplicates": len(twice),
         "near_duplicates": len(alike),
         "near": [
             {"row": _name(source, once[one.row]), "like": _name(source, once[one.like]), "similarity": _rounded(one)}
@@ -131,18 +131,6 @@ def _rounded(one: Near) -> float:
     return round(one.similarity, 3)
 
 
-def _once(rows: Sequence[Row]) -> list[int]:
-    """The places of rows that say what no earlier row says."""
-    seen: dict[bytes, int] = {}
-    for place, row in enumerate(rows):
-        seen.setdefault(_content(row), place)
-    return list(seen.values())
-
-
-def _content(row: Row) -> bytes:
-    return hashlib.sha256(content_of(row).encode("utf-8", "surrogatepass")).digest()[:16]
-
-
 def _turns(row: Row) -> int:
     if isinstance(row, Pair):
         return len(row.prompt) + len(row.chosen) + len(row.rejected)
@@ -150,7 +138,7 @@ def _turns(row: Row) -> int:
 
 
 def _contents(rows: Iterable[Row]) -> set[bytes]:
-    return {_content(row) for row in rows}
+    return {content_digest(row) for row in rows}
 
 
 def _tokens(rows: Sequence[Row], renderer: Renderer, train_on: str, max_length: int | None) -> dict[str, Any]:
@@ -198,13 +186,13 @@ def leaks(sources: Sequence[Source], threshold: float = THRESHOLD, seed: int = 0
     """What two sources have in common, for each pair of which the first is to be learnt: ``rows``, which stand in both
     word for word, ``near`` rows of the second that are much like one of the first, and the first ``pairs`` of either.
     """
-    contents = [{_content(row): place for place, row in reversed(list(enumerate(one.rows)))} for one in sources]
+    contents = [{content_digest(row): place for place, row in reversed(list(enumerate(one.rows)))} for one in sources]
     indices: list[Index] = [index(one.rows, seed) for one in sources] if threshold and len(sources) > 1 else []
     found = []
     for a, b, rows in overlap(sources):
         same = {place: contents[a][key] for key, place in contents[b].items() if key in contents[a]}
         alike = near(indices[b], indices[a], threshold) if threshold else []
-        alike = [one for one in alike if _content(sources[b].rows[one.row]) not in contents[a]]
+        alike = [one for one in alike if content_digest(sources[b].rows[one.row]) not in contents[a]]
         pairs = [
             *(
                 {"row": _name(sources[b], two), "like": _name(sources[a], one), "similarity": 1.0}
@@ -281,7 +269,7 @@ def _refuse_leaks(common: Sequence[dict[str, Any]]) -> None:
         pairs = [f"{pair['row']} = {pair['like']} ({pair['similarity']:.2f})" for pair in leak["pairs"]]
         if pairs:
             first, second = leak["files"]
-            message = "{second} leaks into {first}: {rows} rows are in both, {near} more almost are"
+            message = "{second} leaks into {first}: {rows} rows in both, {near} more almost"
             problems.append(t(message, first=first, second=second, rows=leak["rows"], near=leak["near"]))
             problems += first_of(pairs, 5)
     if problems:

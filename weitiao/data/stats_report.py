@@ -11,6 +11,7 @@ from typing import Any
 
 from weitiao.data import page
 from weitiao.errors import t
+from weitiao.machine import terminal
 
 SHOWN = 8
 
@@ -85,7 +86,7 @@ def _counts(counts: Mapping[str, int]) -> str:
 
 def _overlaps(common: Sequence[dict[str, Any]]) -> Iterator[str]:
     for pair in common:
-        message = "{rows} rows are both in {first} and in {second}; {near} more are much alike"
+        message = "{rows} rows in both {first} and {second}; {near} more much alike"
         values = {"rows": pair["rows"], "near": pair["near"]}
         yield t(message, first=pair["files"][0], second=pair["files"][1], **values)
 
@@ -104,7 +105,6 @@ def _cells(found: Sequence[dict[str, Any]]) -> Iterator[list[str]]:
 
 def _table(found: Sequence[dict[str, Any]]) -> None:
     from rich import box
-    from rich.console import Console
     from rich.table import Table
 
     table = Table("", *(entry["file"] for entry in found), box=box.SIMPLE_HEAD)
@@ -112,10 +112,7 @@ def _table(found: Sequence[dict[str, Any]]) -> None:
         column.justify, column.overflow = "right", "fold"
     for cells in _cells(found):
         table.add_row(*cells)
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=max(120, 40 + 30 * len(found)))
-    console.print(table)
+    terminal.show(table)
 
 
 def _shown(value: object) -> str:

@@ -20,6 +20,7 @@ import typer
 from weitiao.data import page
 from weitiao.data.balance import SCRIPTS
 from weitiao.errors import InputError, t
+from weitiao.machine.terminal import show
 from weitiao.runs import write_atomic
 
 if TYPE_CHECKING:
@@ -181,14 +182,12 @@ def _head() -> list[str]:
 
 def _print(found: Mapping[str, Any]) -> None:
     from rich import box
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(*_head(), box=box.SIMPLE_HEAD)
     for line in _lines(found):
         table.add_row(*line)
-    console = Console()
-    (console if console.is_terminal else Console(width=160)).print(table)
+    show(table)
 
 
 def _page(found: Mapping[str, Any]) -> str:

@@ -83,6 +83,7 @@ def _turn(turn: Any, names: dict[str, str], unused: set[str]) -> tuple[str, Mess
     """The role as the file says it, and the message; ``names`` learns which call id stands for which tool."""
     if not isinstance(turn, Mapping):
         raise RowError(t("found {found}, expected an object with keys", found=shown(turn)))
+    nulls = [key for key in CONTENT_KEYS if key in turn and turn[key] is None]
     keys, turn = ", ".join(map(str, turn)), {key: value for key, value in turn.items() if value is not None}
     unused.update(str(key) for key in turn if key not in TURN_KEYS)
     said = turn.get("role", turn.get("from"))
@@ -90,6 +91,8 @@ def _turn(turn: Any, names: dict[str, str], unused: set[str]) -> tuple[str, Mess
     if role is None:
         raise RowError(t("unknown role {found}; known: {known}", found=shown(said), known=", ".join(ROLES)))
     if not turn.keys() & {*CONTENT_KEYS, "tool_calls", "function_call"}:
+        if nulls:
+            raise RowError(t("{keys}: found null, expected a value", keys=nulls[0]))
         raise RowError(t("no content: the keys of the message are {keys}", keys=keys))
     content = _parts(next((turn[key] for key in CONTENT_KEYS if key in turn), ""))
     if said in CALL_ROLES:

@@ -20,7 +20,7 @@ from weitiao.evaluate.endpoint import open_system
 from weitiao.evaluate.tasks import TASKS, EvaluateOptions, Evaluation, evaluate
 from weitiao.runs import is_run, write_atomic
 
-Task = Annotated[str, typer.Option(help=f"what is measured: {', '.join(TASKS)}, or FILE.py:FUNCTION")]
+Task = Annotated[str, typer.Option(metavar=f"{'|'.join(TASKS)}|FILE.py:FUNCTION", help="what is measured")]
 Data = Annotated[str, typer.Option(help="the file that is measured on")]
 Judge = Annotated[str | None, typer.Option(help="task judge: the model that judges; a run, a model or URL#MODEL")]
 PerByte = Annotated[bool, typer.Option("--per-byte", help="task choice: what counts is likelihood per byte")]

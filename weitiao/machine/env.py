@@ -14,6 +14,7 @@ from weitiao.errors import t
 from weitiao.machine.hardware import cpu, disk, gpus, memory, why_no_gpu
 from weitiao.machine.packages import clashes, versions
 from weitiao.machine.speed import DTYPES, bandwidth, best_dtype, gemm_gflops, remeasure
+from weitiao.machine.terminal import show
 
 
 def environment() -> dict[str, Any]:
@@ -56,7 +57,6 @@ def _report() -> dict[str, Any]:
 
 def _table(report: dict[str, Any]) -> None:
     """Print the report for a person."""
-    from rich.console import Console
     from rich.table import Table
 
     def gib(count: int) -> str:
@@ -88,4 +88,4 @@ def _table(report: dict[str, Any]) -> None:
     table.add_column(overflow="fold")
     for row in rows:
         table.add_row(*row)
-    Console().print(table)
+    show(table)

@@ -53,9 +53,9 @@ class Fetched:
 def resolve(name: str | Path, revision: str | None = None) -> Path:
     """The folder of a model: an existing folder, the embedded model, or a repository or link, fetched.
 
-    InputError for a name that is nothing of these or a repository that is not there, gated or without weights;
-    RunError when no place can be reached and the cache has no complete copy, when the disk is too small, or when no
-    place gives the right bytes.
+    InputError for a name that is nothing of these, or a repository that is not there, gated or without weights, or out
+    of reach and in no cache; RunError for a link out of reach, when the disk is too small, or when no place gives the
+    right bytes.
     """
     path = Path(name).expanduser()
     if str(name) and path.is_dir():
@@ -65,7 +65,14 @@ def resolve(name: str | Path, revision: str | None = None) -> Path:
     link = str(name).startswith(("https://", "http://", "modelscope:"))
     if not link and (not sources.REPOSITORY.fullmatch(str(name)) or path.exists()):
         raise InputError(t("{name}: no such folder, and no name of a hub repository", name=name))
-    return fetch(str(name), revision).folder
+    try:
+        return fetch(str(name), revision).folder
+    except _Nowhere as error:
+        raise (error if link else InputError(error.problems)) from None
+
+
+class _Nowhere(RunError):
+    """No place can be asked, and no whole copy is here; bad input where the name may as well be meant for a folder."""
 
 
 def embedded() -> Path:
@@ -107,7 +114,7 @@ def fetch(
         if reached is not None:
             limits = replace(limits, tries=1)  # nobody answers: no long patience
         if _offline() or (reached is not None and not target.repository):
-            raise RunError(_unreachable(target, reached))
+            raise _unreachable(target, reached)
         place.pin(target.revision, listing)
         moved = get(web, target, listing, missing, bases, place, limits)
     elif reached is not None:
@@ -228,9 +235,9 @@ def _refusal(target: Target, refused: Refused) -> str:
     return t("{name}: {reason}", name=name, reason=refused)
 
 
-def _unreachable(target: Target, reason: str | None) -> str:
+def _unreachable(target: Target, reason: str | None) -> _Nowhere:
     message = "{name}: no such folder here, and the hub cannot be reached ({reason}) nor is a whole copy cached"
-    return t(message, name=shown(target.name), reason=reason)
+    return _Nowhere(t(message, name=shown(target.name), reason=reason))
 
 
 def _cached(target: Target, reason: str | None, to: Path | None) -> Fetched:
@@ -238,16 +245,16 @@ def _cached(target: Target, reason: str | None, to: Path | None) -> Fetched:
     which cannot be told from another model's."""
     from huggingface_hub import snapshot_download
 
-    message = _unreachable(target, reason)
+    nowhere = _unreachable(target, reason)
     if target.kind != "hub" or to is not None:
-        raise RunError(message)
+        raise nowhere
     kind = "dataset" if target.dataset else "model"
     try:
         folder = Path(snapshot_download(target.name, revision=target.revision, repo_type=kind, local_files_only=True))
         if not target.dataset:
             _check(folder)
     except (OSError, InputError) as error:
-        raise RunError(message) from error
+        raise nowhere from error
     say("{name}: the hub cannot be reached; using the cached copy {folder}", name=target.name, folder=folder)
     return Fetched(folder, folder.name, 0)
 

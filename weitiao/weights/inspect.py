@@ -17,6 +17,7 @@ from typing import Annotated, Any
 import typer
 
 from weitiao.errors import InputError, first_of, t
+from weitiao.machine.terminal import show
 from weitiao.weights import bounded, formats, gguf, tokenizer
 from weitiao.weights.header import TensorInfo, is_pointer, pointer
 
@@ -259,13 +260,16 @@ def verb(
     path: Annotated[
         Path,
         typer.Argument(
-            help="a model folder, an adapter folder, a run, or a file: safetensors, .bin, .pt, .pth, .ckpt, .gguf"
+            help="a model folder, an adapter folder, a run, the embedded model's name, or a file: "
+            "safetensors, .bin, .pt, .pth, .ckpt, .gguf"
         ),
     ],
     as_json: Annotated[bool, typer.Option("--json", help="one JSON object on stdout")] = False,
 ) -> None:
     """Show the tensors of a model without loading it: sizes, dtypes, what is missing or doubled."""
-    found = report(path)
+    from weitiao.weights import fetch
+
+    found = report(fetch.embedded() if str(path) == fetch.EMBEDDED and not path.exists() else path)
     if as_json:
         print(json.dumps(found, ensure_ascii=False))
     else:
@@ -280,10 +284,8 @@ def _beside(left_out: Mapping[str, str]) -> str:
 
 def _print_table(found: dict[str, Any]) -> None:
     """Print the report for a person."""
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console()
     what = t("an adapter of {base}", base=found["base"]) if found["kind"] == "adapter" else found["model_type"] or "-"
     dtypes = ", ".join(f"{dtype} {count:,}" for dtype, count in found["parameters_by_dtype"].items())
     rows = [
@@ -318,10 +320,10 @@ def _print_table(found: dict[str, Any]) -> None:
     about.add_column(overflow="fold")
     for row in rows:
         about.add_row(*row)
-    console.print(about)
+    show(about)
     table = Table(t("largest tensors"), t("shape"), "dtype", t("bytes"), t("file"), box=None, pad_edge=False)
     for tensor in found["largest"]:
         table.add_row(
             tensor["name"], "×".join(map(str, tensor["shape"])), tensor["dtype"], f"{tensor['bytes']:,}", tensor["file"]
         )
-    console.print(table)
+    show(table)
