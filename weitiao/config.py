@@ -86,8 +86,7 @@ for _tag, _pattern in {
 
 def read(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> Tree:
     """A YAML file (or a mapping) with ``a.b=c`` overrides laid on top; InputError if either is malformed."""
-    mapping = isinstance(source, Mapping)
-    tree = Tree(json_like(source)) if mapping else parse(_text(Path(source)), str(Path(source)))
+    tree = Tree(json_like(source)) if isinstance(source, Mapping) else parse(_text(Path(source)), str(Path(source)))
     problems = []
     for override in overrides:
         try:

@@ -22,7 +22,6 @@ from pydantic import Discriminator, Field, Tag, model_validator
 
 from weitiao import config, methods
 from weitiao.config import Options, Tree
-from weitiao.data.formats import rows_in
 from weitiao.data.sources import DataOptions, Generators
 from weitiao.errors import InputError, say, t
 from weitiao.evaluate.tasks import EvaluateOptions
@@ -335,23 +334,8 @@ def from_words(words: Sequence[str], overrides: Sequence[str] = ()) -> tuple[Rec
     words = list(words)
     file = words.pop(0) if words and ("=" not in words[0] or Path(words[0]).is_file()) else None
     if file is not None:
-        _refuse_what_is_no_recipe(Path(file))
+        checks.refuse_what_is_no_recipe(Path(file))
     return load(file or {}, [*words, *overrides])
-
-
-def _refuse_what_is_no_recipe(path: Path) -> None:
-    """InputError for rows, a run or a model where a recipe is expected, with the command that was probably meant."""
-    if is_run(path):
-        raise InputError(held(path))
-    if (path / "config.json").is_file():
-        meant = command("weitiao", "train", f"model.path={path}", "data.train=rows.jsonl", "output=runs/first")
-        message = "{path}: a model, not a recipe; to tune it: {command}"
-    elif path.is_file() and rows_in(path):
-        meant = command("weitiao", "train", f"data.train={path}", "output=runs/first")
-        message = "{path}: a file of rows, not a recipe; to train on it: {command}"
-    else:
-        return
-    raise InputError(t(message, path=path, command=meant))
 
 
 def train_verb(

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from weitiao import config, machine
 from weitiao.data import crosswoz
+from weitiao.data.formats import rows_in
 from weitiao.data.sources import GENERATE, DataOptions
 from weitiao.data.tokenizer import TokenizerOptions
 from weitiao.errors import InputError, t
@@ -21,6 +22,7 @@ from weitiao.evaluate.tasks import LABEL_MEASURES, EvaluateOptions
 from weitiao.methods.base import Method
 from weitiao.methods.lora import IN_CODES
 from weitiao.models.load import ModelOptions
+from weitiao.runs import command, held, is_run
 from weitiao.train.options import TrainOptions
 from weitiao.train.tasks import TaskOptions
 
@@ -156,3 +158,18 @@ def laid_over(above: Mapping[str, Any], stage: Mapping[str, Any], first: bool, l
         if key != "name":
             values[key] = value
     return values
+
+
+def refuse_what_is_no_recipe(path: Path) -> None:
+    """InputError for rows, a run or a model where a recipe is expected, with the command that was probably meant."""
+    if is_run(path):
+        raise InputError(held(path))
+    if (path / "config.json").is_file():
+        meant = command("weitiao", "train", f"model.path={path}", "data.train=rows.jsonl", "output=runs/first")
+        message = "{path}: a model, not a recipe; to tune it: {command}"
+    elif path.is_file() and rows_in(path):
+        meant = command("weitiao", "train", f"data.train={path}", "output=runs/first")
+        message = "{path}: a file of rows, not a recipe; to train on it: {command}"
+    else:
+        return
+    raise InputError(t(message, path=path, command=meant))
