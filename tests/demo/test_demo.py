@@ -91,11 +91,11 @@ def test_a_stopped_demo_goes_on_to_the_same_figures(tmp_path, monkeypatch, capsy
     assert resumed == whole
     lines = [Run.open(tmp_path / name).metrics() for name in ("whole", "run")]
     losses = [[line["loss"] for line in those if "loss" in line] for those in lines]
-    assert losses[0] == losses[1] and len(losses[0]) == 4
+    assert losses[0] == losses[1] and len(losses[0]) == 6
 
 
 def test_a_finished_demo_is_replaced_by_the_next(ran):
     output, _ = ran
     again = run_demo(["demo", "--seed", "6", "--output", str(output), "--dialogues", "20", "--epochs", "0.5"])
     assert again["seed"] == 6 and Run.open(output).recipe()["train"]["seed"] == 6
-    assert len([line for line in Run.open(output).metrics() if "loss" in line]) == 1
+    assert len([line for line in Run.open(output).metrics() if "loss" in line]) == 2
