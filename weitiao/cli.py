@@ -17,6 +17,7 @@ from importlib import import_module
 from typing import Any, NamedTuple
 
 from weitiao.errors import InputError, WeitiaoError, redact, t
+from weitiao.machine import ranks
 
 GARBAGE = 100_000, 20, 20  # new objects between searches for cycles: at Python's 700 they take a second of the imports
 WAITING = {"GOMP_SPINCOUNT": "1000"}  # turns of a thread that waits for another before it sleeps: GNU's 300,000 keep a
@@ -129,7 +130,9 @@ def _share_cores() -> None:
 
 
 def _fail(problems: str, code: int) -> int:
-    """``error: …`` on stderr, a line for each problem."""
+    """``error: …`` on stderr, a line for each problem; of several processes that end for one reason one says it."""
+    if not ranks.speaks():
+        return code
     for line in redact(problems).splitlines():
         print(f"error: {line}", file=sys.stderr)
     return code

@@ -207,16 +207,19 @@ def plan(
     validation: Sequence[Example] = (),
     file_bytes: int = 0,
     saved_bytes: int = 0,
+    processes: int = 1,
 ) -> Plan:
     """What the run of ``options`` over ``train`` will need; the steps are those that the training loop will take.
 
     ``dtype`` is what frozen weights are held and computed in; ``file_bytes`` the size of the weights' files (0 for a
-    new model), which are mapped while they are loaded; ``saved_bytes`` what quantisation takes off the weights.
+    new model), which are mapped while they are loaded; ``saved_bytes`` what quantisation takes off the weights. Of
+    several ``processes`` it is what each needs that holds everything, and the time where all share one machine.
     """
     on_cpu = facts.device == "cpu"
     fused = on_cpu and options.engine == "auto" and kernels.compiled() is not None
     tape = activations.tape(shape, method, dtype, fused)
-    course = Course(train, task, options, tape.padded, shares(options, method, frozen_blocks(shape, method, tape)))
+    sharing = shares(options, method, frozen_blocks(shape, method, tape))
+    course = Course(train, task, options, tape.padded, sharing, processes)
     held = Held.of(shape, method, dtype, options, saved_bytes)
     disk = disk_bytes(shape, method, options, held, dtype)
     trunk = trunk_blocks(shape, method, options, course, facts.free_disk_bytes - disk, tape)
@@ -313,7 +316,7 @@ def walk(course: Course, tape: Tape, held: Held, cost: speed.Cost, again: int, t
     for step in range(1, course.total_steps + 1):
         batches = course.micro_batches(step)
         seconds += cost.optimiser_seconds
-        for number, batch in enumerate(batches):
+        for number, batch in ((number // course.processes, batch) for number, batch in enumerate(batches) if batch):
             (tokens, length), trained = computed(lens := [*map(len, batch)], tape), sum(e.trained_tokens for e in batch)
             tokens -= course.saved_tokens(batch)
             kept_share = trunk_share if step > course.steps_per_epoch else 0.0
