@@ -114,7 +114,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except WeitiaoError as error:
         if debug:
             raise
-        return _fail(str(error), error.exit_code)
+        return error.exit_code if ranks.unheard(error) else _fail(str(error), error.exit_code)
     except Exception as error:
         if debug:
             raise
@@ -130,9 +130,7 @@ def _share_cores() -> None:
 
 
 def _fail(problems: str, code: int) -> int:
-    """``error: …`` on stderr, a line for each problem; of several processes that end for one reason one says it."""
-    if not ranks.speaks():
-        return code
+    """``error: …`` on stderr, a line for each problem."""
     for line in redact(problems).splitlines():
         print(f"error: {line}", file=sys.stderr)
     return code

@@ -11,7 +11,9 @@ The first process is the one that plans, speaks and writes. Everything is known 
 from __future__ import annotations
 
 import os
+import secrets
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
@@ -24,7 +26,8 @@ from weitiao.errors import InputError, RunError, WeitiaoError, t
 T = TypeVar("T")
 NEEDED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 STARTED = "torchrun --nproc-per-node {processes} -m weitiao train …"
-SPEAKING_SECONDS = 10.0  # to ask the others whether one of them has said it already
+SPEAKING_SECONDS = 2.0
+SHOWN = 20
 
 
 @dataclass(frozen=True)
@@ -107,7 +110,7 @@ def launched(environment: Mapping[str, str] | None = None) -> Ranks:
     if not any(name in found for name in ("WORLD_SIZE", "LOCAL_RANK")):
         return Ranks()
     if missing := [name for name in NEEDED if name not in found]:
-        message = "WORLD_SIZE={size} stands for several processes, and {names} is not set; start them by: {command}"
+        message = "WORLD_SIZE={size} stands for several processes: {names} missing; start them by: {command}"
         size = found.get("WORLD_SIZE", "?")
         command = STARTED.format(processes=size)
         raise InputError(t(message, size=size, names=", ".join(missing), command=command))
@@ -128,12 +131,21 @@ def _number(found: Mapping[str, str], name: str) -> int:
     return int(value)
 
 
+class Elsewhere(WeitiaoError):
+    """The run ends for a reason that another process says."""
+
+    def __init__(self, exit_code: int):
+        super().__init__(t("another process says why the run ends"))
+        self.exit_code = exit_code
+
+
 @contextmanager
 def joined(timeout_seconds: float) -> Iterator[Ranks]:
     """This process among the others, connected: by NCCL where there are GPUs, each with its own, else by gloo. All but
-    the first are silent meanwhile, errors apart.
+    the first are silent meanwhile.
 
-    InputError for more processes than GPUs; RunError if another process is gone, or silent for ``timeout_seconds``.
+    InputError for more processes than GPUs; RunError if another process is gone, or silent for ``timeout_seconds``. Of
+    processes that end for one reason, or because another has ended, one raises the reason, and the others Elsewhere.
     """
     ranks = launched()
     if ranks.alone:
@@ -142,35 +154,83 @@ def joined(timeout_seconds: float) -> Iterator[Ranks]:
     import torch
     import torch.distributed as dist
 
-    on_gpu = torch.cuda.is_available()
+    on_gpu, store = torch.cuda.is_available(), None
     if on_gpu and ranks.local_rank >= torch.cuda.device_count():
         message = "torchrun has started more processes here than there are GPUs ({count}); one process drives one GPU"
         raise InputError(t(message, count=torch.cuda.device_count()))
     if on_gpu:
         torch.cuda.set_device(ranks.local_rank)
     try:
+        store, timeout = _meet(ranks, timeout_seconds), timedelta(seconds=timeout_seconds)
         backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
-        dist.init_process_group(backend, timeout=timedelta(seconds=timeout_seconds))
+        dist.init_process_group(backend, store=store, rank=ranks.rank, world_size=ranks.size, timeout=timeout)
         with _quiet(not ranks.first):
             yield ranks
         dist.destroy_process_group()
-    except (RuntimeError, dist.DistError) as error:
+    except BaseException as error:
+        if not _speaks(store):
+            raise Elsewhere(getattr(error, "exit_code", 1)) from error
         if isinstance(error, WeitiaoError) or not _lost(error):
+            vars(error)["spoken"] = True
             raise
-        message = "another of the {size} processes has ended, or has not answered for {seconds} s"
-        raise RunError([t(message, size=ranks.size, seconds=f"{timeout_seconds:g}"), *_first_line(error)]) from error
+        message = "another of the {size} processes has ended, or has not answered for {seconds} s: {reason}"
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise RunError(t(message, size=ranks.size, seconds=f"{timeout_seconds:g}", reason=reason)) from error
 
 
-def _lost(error: Exception) -> bool:
+def _meet(ranks: Ranks, seconds: float) -> Any:
+    """The store that these processes share, under a name of their own: torchrun's outlives the processes that it starts
+    anew, and still holds the addresses of those that are gone.
+
+    Each says hello with a name that nobody has had; the first answers with its own; who has heard it says so.
+    RunError if that takes longer than ``seconds``.
+    """
+    from torch.distributed import PrefixStore, TCPStore  # pyright: ignore[reportPrivateImportUsage]
+
+    address, port, own = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), secrets.token_hex(8)
+    hosts = ranks.first and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    store = TCPStore(address, port, is_master=hosts, timeout=timedelta(seconds=seconds), wait_for_workers=False)
+    if not ranks.first:
+        store.set(f"hello/{ranks.rank}", own)
+        name = store.get(f"welcome/{own}").decode()
+        store.set(f"{name}/{ranks.rank}", own)
+        return PrefixStore(name, store)
+    absent, end = set(range(1, ranks.size)), time.monotonic() + seconds
+    while absent:
+        for rank in [rank for rank in absent if store.check([f"hello/{rank}"])]:
+            store.set(f"welcome/{store.get(f'hello/{rank}').decode()}", own)
+            absent -= {rank} if store.check([f"{own}/{rank}"]) else set()
+        if absent and time.monotonic() > end:
+            message = "of the {size} processes {ranks} have not come within {seconds} s"
+            shown = ", ".join(map(str, sorted(absent)[:SHOWN]))
+            raise RunError(t(message, size=ranks.size, ranks=shown, seconds=f"{seconds:g}"))
+        time.sleep(0.02)
+    return PrefixStore(own, store)
+
+
+def _speaks(store: Any) -> bool:
+    """Whether this process is the first that has something to say; where that cannot be known, it is. The others leave
+    it the time to say it: torchrun stops all of them when one has ended."""
+    with suppress(Exception):
+        if store.add("spoken", 1) > 1:
+            time.sleep(SPEAKING_SECONDS)
+            return False
+    return True
+
+
+def unheard(error: WeitiaoError) -> bool:
+    """Whether ``error`` is another process's to say: before processes have met, that of the first of each machine."""
+    early = isinstance(error, InputError) and "spoken" not in vars(error)
+    return isinstance(error, Elsewhere) or (early and os.environ.get("LOCAL_RANK", "0") != "0")
+
+
+def _lost(error: BaseException) -> bool:
     """Whether an error says that another process does not answer, which torch tells by its words alone."""
     import torch.distributed as dist
 
     words = ("gloo", "nccl", "connection", "timed out", "timeout", "store")
-    return isinstance(error, dist.DistError) or any(word in str(error).lower() for word in words)
-
-
-def _first_line(error: Exception) -> list[str]:
-    return str(error).strip().splitlines()[:1]
+    told = isinstance(error, RuntimeError) and any(word in str(error).lower() for word in words)
+    return told or isinstance(error, dist.DistError)
 
 
 @contextmanager
@@ -181,24 +241,6 @@ def _quiet(silent: bool) -> Iterator[None]:
         return
     with Path(os.devnull).open("w", encoding="utf-8") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
         yield
-
-
-def speaks() -> bool:
-    """Whether this process is the one to say why the run ends: the first that asks, since others end for the same
-    reason, or because it has ended. Where they cannot be asked, each speaks for itself."""
-    try:
-        ranks = launched()
-    except InputError:
-        return os.environ.get("LOCAL_RANK", "0") == "0"
-    if ranks.alone:
-        return True
-    with suppress(Exception):
-        from torch.distributed import PrefixStore, TCPStore  # pyright: ignore[reportPrivateImportUsage]
-
-        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        store = TCPStore(address, port, is_master=False, timeout=timedelta(seconds=SPEAKING_SECONDS))
-        return PrefixStore(f"weitiao/{ranks.restarts}", store).add("said", 1) == 1
-    return True
 
 
 def launch_name() -> str:
