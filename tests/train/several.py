@@ -34,7 +34,8 @@ ROWS = 45  # the last step of an epoch has three: of three processes one each, o
 
 
 def options(**more: Any) -> TrainOptions:
-    values = {"epochs": 1, "batch_size": 6, "learning_rate": 1e-3, "warmup_steps": 2, "seed": 1, "keep": 9}
+    """Epsilon is large: where a gradient is next to nothing, AdamW's step would be the sign of its rounding."""
+    values = {"epochs": 1, "batch_size": 6, "learning_rate": 1e-3, "warmup_steps": 2, "epsilon": 1e-5, "keep": 9}
     return TrainOptions.model_validate({**values, "micro_batch_tokens": 24, "evaluate_every": 4, "best": None, **more})
 
 

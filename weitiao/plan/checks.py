@@ -134,7 +134,8 @@ def _shards(recipe: Sections) -> Iterator[tuple[str, str]]:
     """Options that FSDP2 cannot go with: what does not do on a shard of a tensor what it does on the whole."""
     if recipe.train.distributed != "fsdp2":
         return
-    method, message = recipe.method, "{name} does not work on shards; take {names}, or train.distributed=ddp"
+    method = recipe.method
+    message = "{name} does not work on shards; take {names}, or train.distributed=ddp"
     if (name := method.model_dump()["name"]) not in SHARDED_METHODS or getattr(method, "initialize", "zero") != "zero":
         yield "method.name", t(message, name=name, names=", ".join(SHARDED_METHODS))
     if recipe.train.optimizer not in SHARDED_OPTIMIZERS:

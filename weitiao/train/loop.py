@@ -370,7 +370,7 @@ class Trainer:
             "guard": self.guard.state(),
             "started_with": self.course.fingerprint(),
             "recipe": self.many.ranks.told(self.run.recipe),
-            "machine": machine_facts(),
+            "machine": machine_facts(self.course.processes),
         }
         try:
             self.parts.save(self.run.checkpoints, self.step, facts)

@@ -87,9 +87,10 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def machine_facts() -> dict[str, Any]:
-    """What the last bits of a result depend on."""
+def machine_facts(processes: int) -> dict[str, Any]:
+    """What the last bits of a result of so many processes depend on."""
     return {
+        "processes": processes,
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "cpu": torch.backends.cpu.get_cpu_capability(),

@@ -40,7 +40,8 @@ def start(trainer: Trainer, resume: bool, allow_changes: bool = False) -> None:
             trainer.run.rewind(0)
         return
     state = trainer.parts.load(path)
-    agree(path, state.facts, trainer.course.fingerprint(), allow_changes)
+    machine = machine_facts(trainer.course.processes)
+    agree(path, state.facts, trainer.course.fingerprint(), machine, allow_changes)
     put(trainer, path, state)
     trainer.course.left_out = {row["id"] for row in trainer.guard.rows}
     say("going on from {path}", path=path)
@@ -73,7 +74,9 @@ def put(trainer: Trainer, path: Path, state: checkpoint.State) -> None:
     trainer.run.rewind(trainer.step)
 
 
-def agree(path: Path, facts: Mapping[str, Any], fingerprint: Mapping[str, Any], allow_changes: bool) -> None:
+def agree(
+    path: Path, facts: Mapping[str, Any], fingerprint: Mapping[str, Any], here: Mapping[str, Any], allow_changes: bool
+) -> None:
     """InputError naming everything that is not as it was, or words if that is allowed; a word if bits may differ."""
     then, now = facts["started_with"], json.loads(json.dumps(fingerprint))
     message = "{path}: was made with {key}={then}, and now it is {now}"
@@ -86,7 +89,7 @@ def agree(path: Path, facts: Mapping[str, Any], fingerprint: Mapping[str, Any], 
         )
     for line in changed:
         say("changed: {line}", line=line)
-    before, here = facts["machine"], machine_facts()
+    before = {"processes": 1} | facts["machine"]
     if other := [f"{name} {before.get(name)} → {here[name]}" for name in here if before.get(name) != here[name]]:
         say("not as before: {differences}; the last bits may differ", differences=", ".join(other))
 
