@@ -315,10 +315,8 @@ def _run_one(
     final = run.adapter if recipe.method.saves == "adapter" else run.model
     io.save(model, recipe.method, ready.tokenizer, ready.renderer, final, base)
     save_toolset(final, ready.tools)
-    sharded = group.sharded and recipe.evaluate is not None
-    whole_model = io.Tuned(model.eval(), ready.tokenizer, ready.renderer, recipe.method, base)
-    tuned = io.open_model(final) if sharded else whole_model
-    figures = fact.measured(recipe, run, tuned)
+    tuned = io.Tuned(model.eval(), ready.tokenizer, ready.renderer, recipe.method, base)
+    figures = fact.measured(recipe, run, io.open_model(final) if group.sharded and recipe.evaluate else tuned)
     fact.report(recipe, run, ready, done, figures)
     say("done: {path}", path=final)
     return fact.Result(run, done, ready.plan, awake_seconds() - started, fact.peak_bytes(), figures)

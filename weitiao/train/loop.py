@@ -238,10 +238,10 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         parameters = self.parts.parameters.values()
         loss = self.backward(batches, sum(example.trained_tokens for batch in batches for example in batch))
-        loss = self.many.summed(loss, parameters, self.stop)
+        facts = self.many.summed(torch.stack((loss, self.weights_norm)), parameters, self.stop)
         length = norm([parameter.grad for parameter in parameters if parameter.grad is not None])
         nn.utils.clip_grads_with_norm_(parameters, self.options.max_grad_norm or math.inf, length)
-        return torch.stack((loss, length, self.weights_norm)).tolist()  # the step's only wait for the device
+        return torch.stack((facts[0], length, facts[1])).tolist()  # one process's only wait for the device
 
     def line(self, rows: Sequence[Example], loss: float, norm: float, rate: float, started: float) -> dict[str, Any]:
         """What is logged of a step."""

@@ -75,24 +75,25 @@ class Many:
         """The task's summed loss over a micro-batch."""
         return self.root(batch) if self.sharded else task.total(model, batch)
 
-    def summed(self, loss: Tensor, parameters: Iterable[nn.Parameter], stop: Stop) -> Tensor:
-        """The loss [] of a step; the gradients are summed in place, in float32 as they are held, and it is agreed
-        whether to stop. A parameter without a gradient in any process has none; one that has, has one in all."""
+    def summed(self, facts: Tensor, parameters: Iterable[nn.Parameter], stop: Stop) -> Tensor:
+        """The ``facts`` of a step (float32 [n]: its loss, and what must be finite in all processes), summed; gradients
+        are summed in place, in float32 as they are held, and it is agreed whether to stop. A parameter without a
+        gradient in any process has none; one that has, has one in all."""
         if self.ranks.alone:
-            return loss
+            return facts
         import torch.distributed as dist
 
         trained = [] if self.sharded else list(parameters)
-        flags = torch.tensor([stop.heard, *(p.grad is not None for p in trained)], device=loss.device)
-        facts = torch.cat([loss.detach()[None].float(), flags.float()])
-        dist.all_reduce(facts)
-        _, heard, *found = facts.tolist()
+        flags = torch.tensor([stop.heard, *(p.grad is not None for p in trained)], device=facts.device)
+        together = torch.cat([facts, flags.float()])
+        dist.all_reduce(together)
+        heard, *found = together[len(facts) :].tolist()
         stop.asked = stop.asked or heard > 0
         for parameter, there in zip(trained, found, strict=True):
             if there and parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
         add_up([parameter.grad for parameter in trained if parameter.grad is not None])
-        return facts[0]
+        return together[: len(facts)]
 
     def sum(self, total: Tensor) -> Tensor:
         """``total`` summed over all processes."""

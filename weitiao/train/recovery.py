@@ -104,7 +104,7 @@ def recover(trainer: Trainer, step: int, poisoned: bool = False) -> bool:
     trainer.optimizer.zero_grad(set_to_none=True)
     former, suspects = replace(trainer.guard), _suspects(trainer, step, poisoned)
     path, _ = newest(trainer)
-    hopeless = path is None and (poisoned or not math.isfinite(trainer.parts.norm().item()))
+    hopeless = path is None and (poisoned or _broken(trainer))
     if path is not None:
         put(trainer, path, trainer.parts.load(path))
     guilty = {} if hopeless else {key: found for key, found in suspects.items() if _faulty(trainer, found[0])}
@@ -122,7 +122,12 @@ def recover(trainer: Trainer, step: int, poisoned: bool = False) -> bool:
 def lost(trainer: Trainer) -> bool:
     """Whether the weights hold what is no number and there is a checkpoint that has better ones."""
     there = trainer.many.ranks.told(lambda: checkpoint.listed(trainer.run.checkpoints))
-    return bool(there) and not math.isfinite(trainer.parts.norm().item())
+    return bool(there) and _broken(trainer)
+
+
+def _broken(trainer: Trainer) -> bool:
+    """Whether the weights hold what is no number, in any process."""
+    return trainer.many.ranks.any(not math.isfinite(trainer.parts.norm().item()))
 
 
 def drop(trainer: Trainer, rows: Sequence[Example]) -> bool:
