@@ -51,6 +51,9 @@ def launch(processes: int, *words: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+pytestmark = pytest.mark.timeout(LONGEST_SECONDS)
+
+
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of runs by two processes."""
@@ -154,7 +157,7 @@ def words(tmp_path: Path) -> list[str]:
     )
     messages = ({"messages": [{"role": role, "content": text} for role, text in talk]} for talk in talks)
     rows.write_text("".join(json.dumps(row) + "\n" for row in messages), encoding="utf-8")
-    options = "epochs=2 batch_size=8 save_every=2 evaluate_every=none engine=plain".split()
+    options = "epochs=2 batch_size=8 save_every=2 evaluate_every=none engine=plain epsilon=1e-5".split()
     fixed = [f"data.train={rows}", "data.validation=null", "model.dtype=float32", f"output={tmp_path / 'run'}"]
     return [*fixed, *(f"train.{option}" for option in options)]
 
@@ -195,7 +198,7 @@ def test_processes_that_are_started_anew_go_on_from_the_newest_checkpoint(words,
     recipe = Recipe.model_validate(nested(values))
     alone = run_recipe(recipe).run
     assert losses(run) == pytest.approx(losses(alone), rel=1e-5)
-    ours, theirs = (open_model(path).model.state_dict() for path in (run.path, alone.path))
+    ours, theirs = (open_model(path, "float32").model.state_dict() for path in (run.path, alone.path))
     assert ours.keys() == theirs.keys()
     for name, tensor in ours.items():
         torch.testing.assert_close(tensor, theirs[name], rtol=0, atol=1e-4)

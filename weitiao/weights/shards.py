@@ -8,6 +8,7 @@ checkpoints in the form of safetensors, so that nothing is unpickled.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -53,7 +54,9 @@ def fill(folder: Path, tensors: Mapping[str, Tensor], alone: bool = False) -> No
     from torch.distributed.checkpoint.state_dict_loader import load
 
     try:
-        load(dict(tensors), storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=alone)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)  # as it is when alone
+            load(dict(tensors), storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=alone)
     except CheckpointException as error:
         raise RunError(f"{folder}: {_reasons(error)}") from error
 
