@@ -24,7 +24,7 @@ from tests.train import several
 from tests.train.support import losses
 from weitiao.data.batch import deal, plan_epoch
 from weitiao.errors import InputError
-from weitiao.machine.ranks import Ranks, launched
+from weitiao.machine.ranks import Ranks, joined, launched, unheard
 from weitiao.methods.io import open_model
 from weitiao.recipe import Recipe, check
 from weitiao.recipe import run as run_recipe
@@ -260,6 +260,17 @@ def test_processes_are_those_of_torchrun():
         launched({**TORCHRUN, "WORLD_SIZE": "4", "ROLE_WORLD_SIZE": "2"})
     with pytest.raises(InputError, match="WORLD_SIZE=two: not a number"):
         launched({**TORCHRUN, "WORLD_SIZE": "two"})
+
+
+def test_more_processes_than_gpus_are_an_error_for_all_of_them(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    for rank in "01":
+        for name, value in {**TORCHRUN, "LOCAL_WORLD_SIZE": "2", "RANK": rank, "LOCAL_RANK": rank}.items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(InputError, match=r"than there are GPUs \(1\)") as caught, joined(10):
+            pass
+        assert unheard(caught.value) == (rank == "1")
 
 
 def test_an_engine_that_does_not_go_with_the_processes_is_named():

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import secrets
-import sys
+import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
@@ -155,7 +155,7 @@ def joined(timeout_seconds: float) -> Iterator[Ranks]:
     import torch.distributed as dist
 
     on_gpu, store = torch.cuda.is_available(), None
-    if on_gpu and ranks.local_rank >= torch.cuda.device_count():
+    if on_gpu and _number(os.environ, "LOCAL_WORLD_SIZE") > torch.cuda.device_count():
         message = "torchrun has started more processes here than there are GPUs ({count}); one process drives one GPU"
         raise InputError(t(message, count=torch.cuda.device_count()))
     if on_gpu:
@@ -228,7 +228,7 @@ def _lost(error: BaseException) -> bool:
     """Whether an error says that another process does not answer, which torch tells by its words alone."""
     import torch.distributed as dist
 
-    words = ("gloo", "nccl", "connection", "timed out", "timeout", "store")
+    words = ("gloo", "nccl", "connection", "timed out", "timeout")
     told = isinstance(error, RuntimeError) and any(word in str(error).lower() for word in words)
     return told or isinstance(error, dist.DistError)
 
@@ -253,5 +253,5 @@ def launch_name() -> str:
         return name
     with suppress(psutil.Error):
         above = psutil.Process(os.getppid())
-        return f"{os.uname().nodename if sys.platform != 'win32' else ''}:{above.pid}:{above.create_time()}"
+        return f"{socket.gethostname()}:{above.pid}:{above.create_time()}"
     return ""
