@@ -68,13 +68,14 @@ def run(
     stop_at: int = 0,
     breaks: bool = False,
     resume: bool = False,
+    dtype: str = "float32",
     **more: Any,
 ) -> None:
     """Train; a process other than the first is asked to stop at step ``stop_at``. The weights go to weights.pt."""
     chosen, task = options(**more), TaskOptions().build()
     task = broken_once(task, ranks) if breaks else task
     train = rows(ROWS)
-    model, attached = model_with(method)
+    model, attached = model_with(method, dtype=dtype)
     group = many.of(ranks, model, task, chosen, train)
     if not breaks:
         rehearse(model, attached, task, train, chosen, 0, processes=group)
@@ -103,6 +104,8 @@ CASES: dict[str, dict[str, Any]] = {
     "broken-ddp": {"method": LORA, "distributed": "ddp", "breaks": True},
     "full-fsdp2": {"method": FULL, "distributed": "fsdp2"},
     "lora-fsdp2": {"method": LORA, "distributed": "fsdp2"},
+    "full-fsdp2-bf16": {"method": FULL, "distributed": "fsdp2", "dtype": "bfloat16"},
+    "lora-fsdp2-bf16": {"method": LORA, "distributed": "fsdp2", "dtype": "bfloat16"},
     "stopped-fsdp2": {"method": FULL, "distributed": "fsdp2", "stop_at": 2},
     "dropout-ddp": {"method": {**LORA, "dropout": 0.2}, "distributed": "ddp"},
     "stopped-dropout-ddp": {"method": {**LORA, "dropout": 0.2}, "distributed": "ddp", "stop_at": 2},

@@ -23,13 +23,13 @@ from hypothesis import strategies as some
 from tests.train import several
 from tests.train.support import losses
 from weitiao.data.batch import deal, plan_epoch
-from weitiao.errors import InputError
+from weitiao.errors import InputError, RunError
 from weitiao.machine.ranks import Ranks, joined, launched, unheard
 from weitiao.methods.io import open_model
 from weitiao.recipe import Recipe, check
 from weitiao.recipe import run as run_recipe
 from weitiao.runs import Run
-from weitiao.train import checkpoint, many
+from weitiao.train import checkpoint, many, together
 from weitiao.train.options import TrainOptions
 
 ROOT = Path(__file__).parents[2]
@@ -99,6 +99,13 @@ def alike(path: Path, other: Path) -> None:
 def test_two_processes_take_the_steps_of_one(two, one, case):
     engine = "plain" if case.endswith("fsdp2") else "auto"
     alike(two / case, one(several.CASES[case]["method"], engine))
+
+
+@pytest.mark.parametrize("method", [several.FULL, several.LORA], ids=["full", "lora"])
+def test_shards_in_bfloat16_differ_by_its_rounding(two, tmp_path, method):
+    several.run(tmp_path / "one", Ranks(), method, dtype="bfloat16", engine="plain")
+    run, alone = Run.open(two / f"{method['name']}-fsdp2-bf16"), Run.open(tmp_path / "one")
+    assert losses(run) == pytest.approx(losses(alone), rel=2e-3)
 
 
 def test_what_breaks_in_one_process_is_skipped_by_all_and_computed_again(two, one):
@@ -241,7 +248,7 @@ def test_rows_that_do_not_divide_are_one_error(words, tmp_path):
     assert done.returncode == 1  # torchrun's
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert errors == [
-        "error: train.batch_size: the 7 rows of a step do not divide among 2 processes; take 6 or 8",
+        "error: train.batch_size: the 7 rows of a step do not divide among 2 processes; take 6, say",
     ]
     assert not (tmp_path / "run").exists()
 
@@ -273,6 +280,12 @@ def test_more_processes_than_gpus_are_an_error_for_all_of_them(monkeypatch):
         assert unheard(caught.value) == (rank == "1")
 
 
+def test_a_folder_that_only_the_first_machine_has_is_named(monkeypatch, tmp_path):
+    monkeypatch.setattr(Ranks, "gathered", lambda self, here: [here, True, False, False])
+    with pytest.raises(RunError, match="the processes 2, 3 do not see this folder"):
+        together._check_seen(Ranks(0, 4), tmp_path)
+
+
 def test_an_engine_that_does_not_go_with_the_processes_is_named():
     both = Ranks(0, 2, started=True)
     assert many.engine(TrainOptions(), Ranks()) == "none" and many.engine(TrainOptions(), both) == "ddp"
@@ -280,8 +293,8 @@ def test_an_engine_that_does_not_go_with_the_processes_is_named():
     for options, ranks, words in (
         ({"distributed": "ddp"}, Ranks(), "is for processes that torchrun starts: torchrun"),
         ({"distributed": "none"}, both, "torchrun has started 2 processes"),
-        ({"batch_size": 9}, Ranks(0, 4, started=True), "take 8 or 12"),
-        ({"batch_size": 3}, Ranks(0, 4, started=True), "take 4 or 4"),
+        ({"batch_size": 9}, Ranks(0, 4, started=True), "take 8, say"),
+        ({"batch_size": 3}, Ranks(0, 4, started=True), "take 4, say"),
     ):
         with pytest.raises(InputError, match=words):
             many.engine(TrainOptions.model_validate(options), ranks)

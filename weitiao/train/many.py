@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from weitiao import machine
 from weitiao.data.batch import Example
 from weitiao.errors import InputError, t
-from weitiao.machine.ranks import STARTED, Ranks
+from weitiao.machine.ranks import SHOWN, STARTED, Ranks
 from weitiao.methods.base import compute_dtype, trainable
 from weitiao.models import modules
 from weitiao.train import checkpoint
@@ -214,11 +214,9 @@ def engine(options: TrainOptions, ranks: Ranks) -> str:
         message = "train.distributed: none, but torchrun has started {size} processes; take auto, ddp or fsdp2"
         problems.append(t(message, size=size))
     if options.batch_size % size:
-        message = (
-            "train.batch_size: the {rows} rows of a step do not divide among {size} processes; take {less} or {more}"
-        )
-        less, more = options.batch_size // size * size, -(-options.batch_size // size) * size
-        problems.append(t(message, rows=options.batch_size, size=size, less=less or more, more=more))
+        message = "train.batch_size: the {rows} rows of a step do not divide among {size} processes; take {near}, say"
+        near = options.batch_size // size * size or size
+        problems.append(t(message, rows=options.batch_size, size=size, near=near))
     if problems:
         raise InputError(problems)
     return "none" if ranks.alone else "ddp" if wanted == "auto" else wanted
@@ -245,7 +243,7 @@ def of(ranks: Ranks, model: nn.Module, task: Task, options: TrainOptions, train:
         message = (
             "the processes {ranks} have other rows or weights than the first; are the files on their machine older?"
         )
-        raise InputError(t(message, ranks=", ".join(other[:20])))
+        raise InputError(t(message, ranks=", ".join(other[:SHOWN])))
     if kind == "fsdp2":
         return Many(ranks, kind, _shard(model, task, ranks))
     import torch.distributed as dist

@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from weitiao.machine.ranks import Ranks
+from weitiao.errors import RunError, t
+from weitiao.machine.ranks import SHOWN, Ranks
 from weitiao.train import checkpoint
 from weitiao.train.many import Many
 from weitiao.weights import shards
@@ -40,10 +41,18 @@ def save(many: Many, folder: Path, state: checkpoint.State, saved: Callable[[Ten
     whole = checkpoint.opened(path, state) if many.ranks.first else nullcontext(path)
     with whole as temporary:
         temporary = Path(many.ranks.told(lambda: str(temporary)))
+        _check_seen(many.ranks, temporary)
         shards.write(temporary, tensors)
         if many.ranks.first:
             checkpoint.close(temporary, state)
     many.ranks.told(lambda: None)  # nobody goes on before the folder has its name
+
+
+def _check_seen(ranks: Ranks, folder: Path) -> None:
+    """RunError unless all processes see ``folder``, which the first has made: shards would be written elsewhere."""
+    if blind := [str(rank) for rank, sees in enumerate(ranks.gathered(folder.is_dir())) if not sees]:
+        message = "{path}: the processes {ranks} do not see this folder; with fsdp2 all machines must share the output"
+        raise RunError(t(message, path=folder.parent, ranks=", ".join(blind[:SHOWN])))
 
 
 def load(many: Many, path: Path, parameters: Mapping[str, nn.Parameter]) -> checkpoint.State:
