@@ -16,11 +16,16 @@ LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
 
 def options():
     """docs/options.py as a module."""
-    spec = importlib.util.spec_from_file_location("docs_options", DOCS / "options.py")
+    return module("options")
+
+
+def module(name: str):
+    """A file of docs/ as a module."""
+    spec = importlib.util.spec_from_file_location(f"docs_{name}", DOCS / f"{name}.py")
     assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    found = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(found)
+    return found
 
 
 def test_both_languages_have_the_same_pages():
@@ -69,3 +74,13 @@ def test_every_option_has_a_meaning_and_no_translation_is_left_over():
     chinese = module.yaml.safe_load((DOCS / "zh" / "options.yaml").read_text(encoding="utf-8"))
     assert not [key for key, meaning in found.items() if not meaning]
     assert set(found) == set(chinese)
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_what_several_devices_promise_is_what_the_formulas_say(language: str):
+    lines = (DOCS / language / "several.md").read_text(encoding="utf-8").splitlines()
+    scaling = module("scaling")
+    assert [line for line in lines if line.startswith(tuple(f"| {method} |" for method in scaling.METHODS))] == [
+        *scaling.volumes(),
+        *scaling.shares(),
+    ]

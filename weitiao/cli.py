@@ -18,6 +18,7 @@ from importlib import import_module
 from typing import Any, NamedTuple
 
 from weitiao.errors import InputError, WeitiaoError, redact, t
+from weitiao.machine import ranks
 
 GARBAGE = 100_000, 20, 20  # new objects between searches for cycles: at Python's 700 they take a second of the imports
 WAITING = {"GOMP_SPINCOUNT": "1000"}  # turns of a thread that waits for another before it sleeps: GNU's 300,000 keep a
@@ -124,7 +125,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except WeitiaoError as error:
         if debug:
             raise
-        return _fail(str(error), error.exit_code)
+        return error.exit_code if ranks.unheard(error) else _fail(str(error), error.exit_code)
     except Exception as error:
         if debug:
             raise

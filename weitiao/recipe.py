@@ -13,7 +13,8 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Union
 
@@ -25,20 +26,22 @@ from weitiao.config import Options, Tree
 from weitiao.data.sources import DataOptions, Generators
 from weitiao.errors import InputError, say, t
 from weitiao.evaluate.tasks import EvaluateOptions
+from weitiao.export.merge import merged
 from weitiao.generate.toolset import save_toolset
 from weitiao.machine import awake_seconds, environment
+from weitiao.machine.ranks import Ranks, joined, launched
 from weitiao.methods import METHODS
 from weitiao.methods.base import Method
 from weitiao.models.load import ModelOptions
 from weitiao.plan import checks
 from weitiao.plan.changes import agree, changes
-from weitiao.runs import Run, command, held, is_run
+from weitiao.runs import Run, Watched, command, held, is_run
 from weitiao.train.options import TrainOptions
 from weitiao.train.tasks import TaskOptions
 
 if TYPE_CHECKING:
-    from weitiao.plan.phases import Plan
-    from weitiao.train.loop import Evaluator, Fit
+    from weitiao.plan.fact import Result
+    from weitiao.train.loop import Evaluator
 
     AnyMethod = Method
 else:
@@ -128,34 +131,6 @@ def stages(tree: Tree) -> list[tuple[Recipe, Tree]]:
 # ---- running -------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Result:
-    """What a run came to. ``peak_bytes`` is the process's highest resident size, or None where it cannot be told;
-    ``figures`` are those of the recipe's evaluation."""
-
-    run: Run
-    fit: Fit
-    plan: Plan
-    seconds: float
-    peak_bytes: int | None
-    figures: dict[str, Any] = field(default_factory=dict)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON, as ``weitiao train --json`` prints it."""
-        return {
-            "run": str(self.run.path),
-            "result": str(self.run.final),
-            "steps": self.fit.steps,
-            "best_step": self.fit.best_step,
-            "best_metric": self.fit.best_metric,
-            "seconds": round(self.seconds, 3),
-            "planned_seconds": self.plan.total_seconds,
-            "host_peak_bytes": self.peak_bytes,
-            "planned_host_peak_bytes": self.plan.host_peak_bytes,
-            "figures": self.figures,
-        }
-
-
 def run(
     recipe: Recipe,
     *,
@@ -174,30 +149,54 @@ def run(
     person can mend, all at once; RunError for what the machine could not do; Interrupted after Ctrl-C, with a
     checkpoint to go on from.
     """
-    ways = Ways(generators or {}, evaluators or {}, overwrite, resume, allow_changes)
-    own = Run(recipe.output)
-    if resume and own.finished and not any(changes(own.recipe(), _plain(recipe), without="output")):
-        return _finished(own)
-    check(recipe, tree, generators=ways.generators, measured=bool(ways.evaluators))
-    if is_run(own.path) and not (overwrite or resume):
-        raise InputError(held(own.path))
-    with ExitStack() as locks:
-        if is_run(own.path):
-            locks.enter_context(own.locked())
-        if recipe.stages:
-            return _run_stages(own, tree or _tree(recipe), ways, locks)
-        return _run_one(recipe, own, ways, locks)
+    with joined(recipe.train.process_timeout) as ranks:
+        ways = Ways(generators or {}, evaluators or {}, overwrite, resume, allow_changes, ranks)
+        return _run(recipe, tree or _tree(recipe), ways)
 
 
 @dataclass(frozen=True)
 class Ways:
-    """How a recipe is run: see :func:`run`."""
+    """How a recipe is run, and by which processes: see :func:`run`."""
 
     generators: Generators
     evaluators: Mapping[str, Evaluator]
-    overwrite: bool = False
-    resume: bool = False
-    allow_changes: bool = False
+    overwrite: bool
+    resume: bool
+    allow_changes: bool
+    ranks: Ranks
+
+    def at(self, output: str) -> Run:
+        """The run in the folder ``output``, which the first process alone writes."""
+        return Run(output) if self.ranks.first else Watched(output)
+
+
+def _run(recipe: Recipe, tree: Tree, ways: Ways) -> Result:
+    """What :func:`run` does, in each of the processes."""
+    from weitiao.plan import fact
+    from weitiao.train import many
+
+    own, ranks = ways.at(recipe.output), ways.ranks
+    if ranks.restarts and ranks.told(lambda: own.of_this_launch):
+        say("torchrun has started the processes anew; going on with {path}", path=own.path)
+        ways = replace(ways, resume=True, overwrite=False)
+    if ways.resume and ranks.told(lambda: own.finished and not any(changes(own.recipe(), _plain(recipe), "output"))):
+        return ranks.told(lambda: fact.finished(own))
+    check(recipe, tree, generators=ways.generators, measured=bool(ways.evaluators))
+    for part, _ in stages(tree) if recipe.stages else [(recipe, tree)]:
+        many.engine(part.train, ranks)
+    with ExitStack() as locks:
+        ranks.told(lambda: _take(own, ways, locks))
+        return _run_stages(own, tree, ways, locks) if recipe.stages else _run_one(recipe, own, ways, locks)
+
+
+def _take(run: Run, ways: Ways, locks: ExitStack) -> None:
+    """Lock the folder if it holds a run; InputError if that is not to be gone on with or replaced."""
+    if not is_run(run.path):
+        return
+    if not (ways.overwrite or ways.resume):
+        run.forget_launch()
+        raise InputError(held(run.path))
+    locks.enter_context(run.locked())
 
 
 def _plain(recipe: Recipe) -> dict[str, Any]:
@@ -205,16 +204,10 @@ def _plain(recipe: Recipe) -> dict[str, Any]:
     return recipe.model_dump(mode="json")
 
 
-def _finished(run: Run) -> Result:
-    """What a finished run came to; nothing is done."""
-    from weitiao.plan import fact
-
-    say("{path}: the run is finished; nothing is left to do", path=run.path)
-    return Result(run, *fact.finished(run), seconds=0.0, peak_bytes=None)
-
-
 def _run_stages(above: Run, tree: Tree, ways: Ways, locks: ExitStack) -> Result:
     """The stages in order, each from the former's result; with ``resume``, those that are finished are passed over."""
+    from weitiao.plan import fact
+
     result, base = None, None
 
     def begin() -> None:
@@ -222,17 +215,18 @@ def _run_stages(above: Run, tree: Tree, ways: Ways, locks: ExitStack) -> Result:
         if result is None:
             _made(above, tree.values, ways, locks)
 
+    told = ways.ranks.told
     for stage, _ in stages(tree):
-        own = Run(stage.output)
-        if not (ways.resume and own.finished):
+        own = ways.at(stage.output)
+        if not (ways.resume and told(partial(getattr, own, "finished"))):
             say("stage {name}", name=own.path.name)
             if base is not None:
-                model = stage.model.model_copy(update={"path": str(_merged(base))})
+                model = stage.model.model_copy(update={"path": str(told(partial(merged, base)))})
                 stage = stage.model_copy(update={"model": model})
-            again = replace(ways, overwrite=False, resume=ways.resume and is_run(own.path))
+            again = replace(ways, overwrite=False, resume=ways.resume and told(partial(is_run, own.path)))
             result = _run_one(stage, own, again, locks, begin)
-        base = own.final
-    return result or _finished(Run(stages(tree)[-1][0].output))
+        base = told(partial(getattr, own, "final"))
+    return result or told(lambda: fact.finished(own))
 
 
 def _made(run: Run, values: Mapping[str, Any], ways: Ways, locks: ExitStack) -> None:
@@ -245,6 +239,8 @@ def _made(run: Run, values: Mapping[str, Any], ways: Ways, locks: ExitStack) -> 
         Run.create(run.path, values, ways.overwrite)
     elif run.recipe() != values:
         run.write_recipe(values)
+    if ways.ranks.started:
+        run.launch()
 
 
 def _run_one(
@@ -256,6 +252,7 @@ def _run_one(
     from weitiao.models.load import load as load_model
     from weitiao.plan import fact, report
     from weitiao.plan.prepare import prepare
+    from weitiao.train import many
     from weitiao.train.loop import check as check_trainable
     from weitiao.train.loop import fit
     from weitiao.train.modes import seed_everything
@@ -264,61 +261,64 @@ def _run_one(
     from weitiao.train.room import check as check_room
     from weitiao.weights.folders import whole
 
-    started, evaluators, resume = awake_seconds(), ways.evaluators, ways.resume
-    task, seed = recipe.task.build(), recipe.train.seed
+    started, evaluators, resume, ranks = awake_seconds(), ways.evaluators, ways.resume, ways.ranks
+    task, seed, kind = recipe.task.build(), recipe.train.seed, many.engine(recipe.train, ranks)
     with tempfile.TemporaryDirectory(prefix="weitiao-") as scratch:
-        ready = prepare(recipe, ways.generators, run.tokenizer if resume else Path(scratch))
+        folder = run.tokenizer if resume and ranks.first else Path(scratch)
+        fitted = recipe.model_copy(update={"train": many.fitting(recipe.train, kind)})
+        ready = ranks.in_turn(lambda: prepare(fitted, ways.generators, folder), folder)
         if ready.head is not None:  # resuming and opening a checkpoint need the labels that were found
             recipe = recipe.model_copy(update={"task": recipe.task.model_copy(update=vars(ready.head))})
             if ready.validation:
                 watched = classify.watch(ready.validation, int(ready.tokenizer.pad_token_id), ready.head)  # type: ignore[arg-type]
                 evaluators = {**evaluators, "classify": watched}
         if resume:
-            agree(run, _plain(recipe), ways.allow_changes)
+            ranks.told(lambda: agree(run, _plain(recipe), ways.allow_changes))
         print(report.text(ready.plan), file=sys.stderr, flush=True)
-        check_room(run, ready.plan.room)
-        model = load_model(ready.model, tokenizer=ready.tokenizer, seed=seed, training=ready.training, head=ready.head)
+        ranks.told(lambda: check_room(run, ready.plan.room))
+        if not ranks.alone:
+            say("{size} processes share the rows of every step ({engine})", size=ranks.size, engine=kind)
+        device = "cpu" if kind == "fsdp2" else None  # it goes to where it is computed shard by shard
+        model = load_model(ready.model, tokenizer=ready.tokenizer, seed=seed, training=ready.training,
+                           head=ready.head, device=device)  # fmt: skip
         seed_everything(seed)
         model = recipe.method.attach(model)
         check_trainable(model, ready.train)
+        group = many.of(ranks, model, task, recipe.train, ready.train)
+        recomputed = ranks.told(lambda: ready.plan.recomputed_blocks)
         pad_id: Any = ready.tokenizer.pad_token_id
-        loss = rehearse(model, recipe.method, task, ready.train, recipe.train, pad_id, ready.plan.recomputed_blocks)
+        loss = rehearse(model, recipe.method, task, ready.train, recipe.train, pad_id, recomputed, group)
         say("rehearsed the largest micro-batch: loss {loss}", loss=f"{loss:.4f}")
-        begin()
-        _made(run, _plain(recipe), ways, locks)
-        if isinstance(recipe.model.tokenizer, dict) and not run.tokenizer.is_dir():
-            with whole(run.tokenizer, 0) as folder:
-                shutil.copytree(scratch, folder, dirs_exist_ok=True)
+
+        def write() -> None:
+            begin()
+            _made(run, _plain(recipe), ways, locks)
+            if isinstance(recipe.model.tokenizer, dict) and not run.tokenizer.is_dir():
+                with whole(run.tokenizer, 0) as folder:
+                    shutil.copytree(scratch, folder, dirs_exist_ok=True)
+
+        ranks.told(write)
     run.write("env.json", environment())
     run.write("plan.json", ready.plan.to_dict())
     with Bar() as bar:
         done = fit(
             model, recipe.method, task, ready.train, recipe.train,
             run=run, validation=ready.validation, evaluators=evaluators, pad_id=pad_id, resume=resume,
-            allow_changes=ways.allow_changes, recomputed=ready.plan.recomputed_blocks, progress=bar,
-            words=lambda row: str(ready.tokenizer.decode(row.ids))
+            allow_changes=ways.allow_changes, recomputed=recomputed, progress=bar,
+            words=lambda row: str(ready.tokenizer.decode(row.ids)), processes=group
         )  # fmt: skip
+    group.make_whole(model)
+    if not ranks.first:  # what is left is to write and to measure
+        return fact.Result(run, done, ready.plan, awake_seconds() - started, fact.peak_bytes())
     base = "" if recipe.model.config is not None else ready.model.path
     final = run.adapter if recipe.method.saves == "adapter" else run.model
     io.save(model, recipe.method, ready.tokenizer, ready.renderer, final, base)
     save_toolset(final, ready.tools)
     tuned = io.Tuned(model.eval(), ready.tokenizer, ready.renderer, recipe.method, base)
-    figures = fact.measured(recipe, run, tuned)
+    figures = fact.measured(recipe, run, io.open_model(final) if group.sharded and recipe.evaluate else tuned)
     fact.report(recipe, run, ready, done, figures)
     say("done: {path}", path=final)
-    return Result(run, done, ready.plan, awake_seconds() - started, fact.peak_bytes(), figures)
-
-
-def _merged(folder: Path) -> Path:
-    """The model folder to start the next stage from: an adapter is merged into its base first, beside itself."""
-    from weitiao.export.merge import merge
-
-    merged = folder.with_name("merged")
-    if folder.name != "adapter":
-        return folder
-    if not merged.is_dir():
-        merge(folder, merged)
-    return merged
+    return fact.Result(run, done, ready.plan, awake_seconds() - started, fact.peak_bytes(), figures)
 
 
 # ---- verbs ---------------------------------------------------------------------------------------------------------
@@ -373,6 +373,8 @@ def train_verb(
         recipe, tree=tree, generators=generators,
         overwrite=overwrite, resume=resume is not None, allow_changes=allow_changes
     )  # fmt: skip
+    if not launched().first:
+        return
     labels = recipe.task.name == "classify"
     if not labels:
         say("talk to it:  {command}", command=command("weitiao", "chat", recipe.output))

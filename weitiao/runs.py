@@ -16,7 +16,7 @@ import secrets
 import shlex
 import shutil
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,10 @@ import yaml
 
 from weitiao.errors import InputError, Interrupted, RunError, redact, t
 from weitiao.machine.lock import Lock
+from weitiao.machine.ranks import launch_name
 
 RECIPE = "recipe.yaml"
+LAUNCH = ".launch"  # which start of torchrun has begun the run
 METRICS = "metrics.jsonl"
 
 
@@ -89,7 +91,21 @@ class Run:
         """Whether the run has left its result, and its report, which is written last."""
         return (self.adapter.is_dir() or self.model.is_dir()) and (self.path / "report.md").is_file()
 
-    def locked(self) -> Lock:
+    def launch(self) -> None:
+        """Note which start of torchrun has begun, or gone on with, this run."""
+        write_atomic(self.path / LAUNCH, launch_name())
+
+    def forget_launch(self) -> None:
+        """Another start of torchrun has found this run in its way; it may be called the same."""
+        (self.path / LAUNCH).unlink(missing_ok=True)
+
+    @property
+    def of_this_launch(self) -> bool:
+        """Whether it was this start of torchrun, which has started its processes anew since."""
+        file, name = self.path / LAUNCH, launch_name()
+        return bool(name) and file.is_file() and file.read_text(encoding="utf-8") == name
+
+    def locked(self) -> AbstractContextManager[Any]:
         """Hold this for as long as the run is written: RunError if another process, or another run of this one, does.
         The folder must exist."""
         return self._lock
@@ -175,8 +191,29 @@ class Run:
             shutil.rmtree(folder, ignore_errors=True)
         files = (METRICS, "env.json", "plan.json", "predictions.jsonl", "bad_rows.jsonl", "loss.png")
         reports = ("report.md", "report.html")
-        for name in (*files, *reports, RECIPE):  # without its recipe it is a run no more, so that goes last
+        for name in (*files, *reports, LAUNCH, RECIPE):  # without its recipe it is a run no more, so that goes last
             (self.path / name).unlink(missing_ok=True)
+
+
+class Watched(Run):
+    """A run that another process writes: here nothing of it is."""
+
+    def make(self) -> None:
+        """Nothing."""
+
+    def log(self, record: Mapping[str, Any]) -> None:
+        """Nothing."""
+
+    def rewind(self, step: int) -> None:
+        """Nothing."""
+
+    def write(self, name: str, content: Mapping[str, Any] | str) -> Path:
+        """The path alone."""
+        return self.path / name
+
+    def locked(self) -> AbstractContextManager[Any]:
+        """The other process holds it."""
+        return nullcontext()
 
 
 def is_run(path: str | Path) -> bool:

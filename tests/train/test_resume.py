@@ -235,7 +235,7 @@ def test_another_machine_is_named(tmp_path, monkeypatch, capsys):
     from weitiao.train import recovery
 
     train(tmp_path / "run", rows(8))
-    monkeypatch.setattr(recovery, "machine_facts", lambda: {"torch": "0.1", "threads": 1, "cpu": "abacus"})
+    monkeypatch.setattr(recovery, "machine_facts", lambda processes: {"torch": "0.1", "threads": 1, "cpu": "abacus"})
     train(tmp_path / "run", rows(8), resume=True)
     said = capsys.readouterr().err
     assert f"torch {torch.__version__} → 0.1" in said and "→ abacus" in said

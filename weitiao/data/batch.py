@@ -74,6 +74,7 @@ def plan_epoch(
     *,
     padded: bool = True,
     shared: Sequence[int] | None = None,
+    processes: int = 1,
 ) -> list[list[list[int]]]:
     """The epoch as steps, each a list of micro-batches, each a list of indices into ``lengths``.
 
@@ -81,15 +82,33 @@ def plan_epoch(
     ``micro_batch_tokens`` tokens (None: no bound), or one row that is longer by itself; this bound moves rows between
     micro-batches of one step and never between steps. Padding (rows × ``padded_length``) counts where it is
     ``padded``, that is, computed; what rows have in common in front counts once where it is ``shared``
-    (:func:`shared_tokens`).
+    (:func:`shared_tokens`). A step's rows are dealt to as many ``processes`` before they are cut, and the micro-batch
+    number i is that of the process i mod ``processes``; those of a process that has fewer than others are empty.
     """
     if batch_size < 1 or (micro_batch_tokens is not None and micro_batch_tokens < 1):
         raise InputError(t("batch_size and micro_batch_tokens must be at least 1"))
     order = np.random.default_rng((seed, epoch)).permutation(len(lengths)).tolist()
-    return [
-        micro_batches(order[start : start + batch_size], lengths, micro_batch_tokens, padded, shared)
-        for start in range(0, len(order), batch_size)
-    ]
+    steps = []
+    for start in range(0, len(order), batch_size):
+        hands = deal(order[start : start + batch_size], lengths, processes)
+        parts = [micro_batches(hand, lengths, micro_batch_tokens, padded, shared) for hand in hands]
+        most = max(map(len, parts))
+        steps.append([part[number] if number < len(part) else [] for number in range(most) for part in parts])
+    return steps
+
+
+def deal(rows: Sequence[int], lengths: Sequence[int], processes: int) -> list[list[int]]:
+    """``rows`` in as many parts, of as many rows and about as many tokens each: the longest are dealt first, and every
+    other round backwards."""
+    if processes == 1:
+        return [list(rows)]
+    order = sorted(rows, key=lambda row: (-lengths[row], row))
+    hands: list[list[int]] = [[] for _ in range(processes)]
+    for start in range(0, len(order), processes):
+        turn = hands if start // processes % 2 == 0 else hands[::-1]
+        for hand, row in zip(turn, order[start : start + processes], strict=False):
+            hand.append(row)
+    return hands
 
 
 def micro_batches(

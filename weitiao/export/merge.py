@@ -72,6 +72,16 @@ def merge(
     return {"dtype": name, "merged_difference": merged, "saved_difference": saved, "largest_logit": largest}
 
 
+def merged(folder: Path) -> Path:
+    """The plain model of a run's result: an adapter is merged into its base, beside itself, unless it has been."""
+    if folder.name != "adapter":
+        return folder
+    beside = folder.with_name("merged")
+    if not beside.is_dir():
+        merge(folder, beside)
+    return beside
+
+
 def _opened(paths: Sequence[str | Path], weights: Sequence[float] | None) -> Tuned:
     """What is merged, in float32: one tuned model, or several adapters in use together."""
     from weitiao.methods import adapters

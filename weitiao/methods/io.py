@@ -25,7 +25,7 @@ from weitiao.methods.base import Method, result_bytes, trainable
 from weitiao.models import heads, shape
 from weitiao.models.load import DEFAULT_MODEL, ModelOptions, load, load_tokenizer
 from weitiao.runs import Run, is_run
-from weitiao.weights import fetch, tensors
+from weitiao.weights import fetch, shards, tensors
 from weitiao.weights.folders import problems, whole
 
 if TYPE_CHECKING:
@@ -200,7 +200,7 @@ def _open_checkpoint(run: Run, dtype: Dtype, step: int) -> Tuned:
     training = method.base_names(shape.read(config if head is None else heads.put_on(config, head)))
     training = training if options.quantize != "none" else ()
     model = method.attach(load(options, tokenizer=load_tokenizer(tokenizer_folder), training=training, head=head))
-    weights, parameters = load_file(path / "parameters.safetensors"), trainable(model)
+    weights, parameters = shards.parameters(path), trainable(model)
     if weights.keys() != parameters.keys():
         raise InputError(t("{path}: its parameters are not those of the recipe's method", path=path))
     with torch.no_grad():

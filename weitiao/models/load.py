@@ -80,8 +80,9 @@ def load(
     seed: int = 0,
     training: Collection[str] = (),
     head: Head | None = None,
+    device: str | None = None,
 ) -> PreTrainedModel:
-    """The model that the options describe, in evaluation mode, on the machine's best device.
+    """The model that the options describe, in evaluation mode, on ``device`` or the machine's best.
 
     ``new`` (by default: whether ``options.config`` is given) builds it with random weights from ``seed``; then
     ``vocab_size``, or the tokenizer's, overrides the configuration's, and the tokenizer's special ids are written
@@ -111,7 +112,7 @@ def load(
         from weitiao.models.quantized import quantize
 
         quantize(model, options.quantize, options.double_quantization, training)
-    return model.to(torch.device(machine.device()))  # type: ignore[arg-type]
+    return model.to(torch.device(device or machine.device()))  # type: ignore[arg-type]
 
 
 def _open(folder: Path, dtype: Any, head: Head | None, seed: int) -> PreTrainedModel:

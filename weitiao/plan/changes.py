@@ -13,7 +13,8 @@ from weitiao.runs import Run
 
 # What says how a step is computed, what is kept of it or what is measured afterwards, and not what is learnt in it.
 HARMLESS = ("evaluate", "data.test", "train.keep", "train.save_every", "train.evaluate_every",
-            "train.paged_optimizer", "train.trunk", "train.memory", "train.bad_rows")  # fmt: skip
+            "train.paged_optimizer", "train.trunk", "train.memory", "train.bad_rows",
+            "train.distributed", "train.process_timeout")  # fmt: skip
 
 
 def agree(run: Run, now: Mapping[str, Any], allowed: bool) -> None:

@@ -26,6 +26,8 @@ from weitiao.runs import command, held, is_run
 from weitiao.train.options import TrainOptions
 from weitiao.train.tasks import TaskOptions
 
+SHARDED_METHODS, SHARDED_OPTIMIZERS = ("full", "freeze", "lora"), ("adamw", "sgd", "lion")
+
 
 class Sections(Protocol):
     """The sections of a recipe, as the rooms to the left of it see them."""
@@ -122,6 +124,7 @@ def contradictions(recipe: Sections, measured: bool) -> Iterator[tuple[str, str]
         yield "train.paged_optimizer", t(message, path=recipe.output)
     if getattr(recipe.method, "target_parameters", ()) and recipe.model.quantize != "none":
         yield "method.target_parameters", t(IN_CODES)
+    yield from _shards(recipe)
     if recipe.evaluate and recipe.evaluate.task.rpartition(":")[0].endswith(".py"):
         yield (
             "evaluate.task",
@@ -130,6 +133,22 @@ def contradictions(recipe: Sections, measured: bool) -> Iterator[tuple[str, str]
     measured = measured or (recipe.task.name == "classify" and recipe.train.best in LABEL_MEASURES)
     if recipe.train.best not in (None, "loss") and not measured:
         yield "train.best", t("nothing measures {name}; take loss or null", name=recipe.train.best)
+
+
+def _shards(recipe: Sections) -> Iterator[tuple[str, str]]:
+    """Options that FSDP2 cannot go with: what does not do on a shard of a tensor what it does on the whole."""
+    if recipe.train.distributed != "fsdp2":
+        return
+    method = recipe.method
+    message = "{name} does not work on shards; take {names}, or train.distributed=ddp"
+    if (name := method.model_dump()["name"]) not in SHARDED_METHODS or getattr(method, "initialize", "zero") != "zero":
+        yield "method.name", t(message, name=name, names=", ".join(SHARDED_METHODS))
+    if recipe.train.optimizer not in SHARDED_OPTIMIZERS:
+        yield "train.optimizer", t(message, name=recipe.train.optimizer, names=", ".join(SHARDED_OPTIMIZERS))
+    if recipe.train.paged_optimizer:
+        yield "train.paged_optimizer", t(message, name="paged_optimizer", names="false")
+    if recipe.model.quantize != "none":
+        yield "model.quantize", t(message, name=recipe.model.quantize, names="none")
 
 
 def stage_names(stages: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:

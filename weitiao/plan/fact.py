@@ -9,7 +9,7 @@ import json
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -42,6 +42,34 @@ INTERVAL = (
 )
 
 
+@dataclass(frozen=True)
+class Result:
+    """What a run came to. ``peak_bytes`` is the process's highest resident size, or None where it cannot be told;
+    ``figures`` are those of the recipe's evaluation."""
+
+    run: Run
+    fit: Fit
+    plan: Plan
+    seconds: float
+    peak_bytes: int | None
+    figures: dict[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON, as ``weitiao train --json`` prints it."""
+        return {
+            "run": str(self.run.path),
+            "result": str(self.run.final),
+            "steps": self.fit.steps,
+            "best_step": self.fit.best_step,
+            "best_metric": self.fit.best_metric,
+            "seconds": round(self.seconds, 3),
+            "planned_seconds": self.plan.total_seconds,
+            "host_peak_bytes": self.peak_bytes,
+            "planned_host_peak_bytes": self.plan.host_peak_bytes,
+            "figures": self.figures,
+        }
+
+
 def peak_bytes() -> int | None:
     """The highest resident size of this process so far; None where the system does not tell (Windows). Mapped files
     count as far as they are resident; those of paged state are so for one parameter at a time."""
@@ -70,13 +98,14 @@ def measured(recipe: Sections, run: Run, tuned: Tuned) -> dict[str, Any]:
     return dict(found.figures)
 
 
-def finished(run: Run) -> tuple[Fit, Plan]:
-    """What a finished run came to, from what it left; its checkpoints may have been deleted."""
+def finished(run: Run) -> Result:
+    """What a finished run came to, from what it left; its checkpoints may have been deleted. Nothing is done."""
+    say("{path}: the run is finished; nothing is left to do", path=run.path)
     path, _ = checkpoint.newest(run.checkpoints)
     best = (checkpoint.facts(path).get("best") if path else None) or {}
     steps = max((line["step"] for line in run.metrics()), default=0)
     plan = Plan.of(json.loads((run.path / "plan.json").read_text(encoding="utf-8")))
-    return Fit(steps, best.get("step"), best.get("metric")), plan
+    return Result(run, Fit(steps, best.get("step"), best.get("metric")), plan, seconds=0.0, peak_bytes=None)
 
 
 def report(recipe: Sections, run: Run, ready: Prepared, done: Fit, figures: Mapping[str, Any]) -> Path:

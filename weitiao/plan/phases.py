@@ -236,19 +236,20 @@ def plan(
     validation: Sequence[Example] = (),
     file_bytes: int = 0,
     saved_bytes: int = 0,
+    processes: int = 1,
 ) -> Plan:
     """What the run of ``options`` over ``train`` will need; the steps are those that the training loop will take.
     ``dtype`` is what frozen weights are held and computed in, ``result_dtype`` (the same if not given) what a whole
     model is saved in; ``file_bytes`` the size of the weights' files (0 for a new model), mapped while they are loaded;
-    ``saved_bytes`` what quantisation takes off the weights.
+    ``saved_bytes`` what quantisation takes off the weights. Of several ``processes`` it is what each needs that holds
+    everything, and the time where all share one machine.
     """
     on_cpu = facts.device == "cpu"
     tape = activations.tape(shape, method, dtype, on_cpu and options.engine == "auto" and bool(kernels.compiled()))
-    course = Course(train, task, options, tape.padded, shares(options, method, frozen_blocks(shape, method, tape)))
-    held, result = (
-        Held.of(shape, method, dtype, options, saved_bytes),
-        result_size(shape, method, result_dtype or dtype),
-    )
+    sharing = shares(options, method, frozen_blocks(shape, method, tape))
+    course = Course(train, task, options, tape.padded, sharing, processes)
+    held = Held.of(shape, method, dtype, options, saved_bytes)
+    result = result_size(shape, method, result_dtype or dtype)
     room = Room.of(course, options, bool(validation), held.gradients, held.moments, result)
     trunk = trunk_blocks(shape, method, options, course, facts.free_disk_bytes - room.needed, tape)
     room = replace(room, beside=(held.paged if on_cpu else 0) + states_bytes(course, tape, trunk))

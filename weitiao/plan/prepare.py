@@ -23,6 +23,7 @@ from weitiao.data.sources import load as load_rows
 from weitiao.data.tokenizer import TokenizerOptions
 from weitiao.data.tokenizer import train as train_tokenizer
 from weitiao.errors import InputError, say, t
+from weitiao.machine import ranks
 from weitiao.models import heads, sizes
 from weitiao.models import shape as shapes
 from weitiao.models.heads import Head
@@ -94,6 +95,7 @@ def prepare(recipe: Sections, generators: Generators, tokenizer_folder: Path) ->
         validation=validation,
         file_bytes=0 if base is None or new else inspect.weight_bytes(base),
         saved_bytes=saved_by_quantization(shape, model, training, phases.ITEM_BYTES[dtype]),
+        processes=ranks.launched().size,
     )
     return Prepared(model, tokenizer, renderer, rows, validation, tools, plan, training, head)
 

@@ -83,10 +83,12 @@ def walk(course: Course, tape: Tape) -> Walk:
     with counting(t("planning the steps")) as progress:
         for step in range(1, walked + 1):
             for number, rows in enumerate(course.micro_batches(step)):
+                if not rows:  # a process that has none
+                    continue
                 lengths = [*map(len, rows)]
                 tokens, length = computed(lengths, tape)
                 tokens, trained = tokens - course.saved_tokens(rows), sum(row.trained_tokens for row in rows)
-                batches.append(MicroBatch(step, tokens, length, trained, number == 0, step > each))
+                batches.append(MicroBatch(step, tokens, length, trained, number < course.processes, step > each))
                 read += sum(lengths)
             progress(step, walked)
     return Walk(batches, walked, total, read)

@@ -15,6 +15,7 @@ import os
 import random
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,10 +26,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from weitiao.errors import RunError, t
+from weitiao.weights import shards
 from weitiao.weights.folders import problems, seal, whole
 
 PREFIX = "step-"
-GROUPS = ("parameters", "random", "method")
+GROUPS, MOMENTS = ("parameters", "random", "method"), "optimizer"
 OPTIMIZER = "optimizer*.safetensors"
 SHARD_BYTES = 64 << 20  # of the optimiser's state in one file; paged state comes into memory by as much
 
@@ -56,30 +58,47 @@ def save(folder: Path, state: State, saved: Callable[[Tensor], None] | None = No
     Poisoned for a weight or moment that is not finite. ``saved`` is told each of the optimiser's tensors that is
     written."""
     path = folder / f"{PREFIX}{state.step:08d}"
-    groups: dict[str, dict[str, Tensor]] = {name: getattr(state, name) for name in GROUPS}
-    tensors = [*state.optimizer.values(), *(tensor for group in groups.values() for tensor in group.values())]
-    with whole(path, sum(tensor.nbytes for tensor in tensors)) as temporary:
-        for name, group in groups.items():
-            if name != "random":
-                check_finite(group, path)
-            save_file({key: tensor.contiguous() for key, tensor in group.items()}, temporary / f"{name}.safetensors")
+    with opened(path, state) as temporary:
+        check_finite(state.parameters | state.method, path)
+        _write(temporary, "parameters", state.parameters)
         for number, shard in enumerate(_shards(state.optimizer)):
-            name = OPTIMIZER.replace("*", f"-{number:05d}" if number else "")
             check_finite(shard, path)
-            save_file({key: tensor.contiguous() for key, tensor in shard.items()}, temporary / name)
+            _write(temporary, f"{MOMENTS}-{number:05d}" if number else MOMENTS, shard)
             if saved:
                 for tensor in shard.values():
                     saved(tensor)
-        (temporary / "state.json").write_text(json.dumps({"step": state.step, **state.facts}), encoding="utf-8")
-        seal(temporary)
+        close(temporary, state)
     return path
+
+
+def opened(path: Path, state: State) -> AbstractContextManager[Path]:
+    """A temporary folder with room for ``state``, which becomes ``path``."""
+    groups = (getattr(state, name) for name in (*GROUPS, MOMENTS))
+    return whole(path, sum(tensor.nbytes for group in groups for tensor in group.values()))
+
+
+def close(temporary: Path, state: State) -> None:
+    """Write what is left of ``state`` beside parameters and optimiser, and seal the folder."""
+    for name in ("random", "method"):
+        _write(temporary, name, getattr(state, name))
+    (temporary / "state.json").write_text(json.dumps({"step": state.step, **state.facts}), encoding="utf-8")
+    seal(temporary)
+
+
+def _write(folder: Path, name: str, tensors: Mapping[str, Tensor]) -> None:
+    save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, folder / f"{name}.safetensors")
 
 
 def check_finite(tensors: Mapping[str, Tensor], path: Path) -> None:
     """Poisoned if one of ``tensors`` holds a number that is not finite."""
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise Poisoned(t("{path}: not saved: {name} holds numbers that are not finite", path=path, name=name))
+            raise poisoned(path, name)
+
+
+def poisoned(path: Path, name: str) -> Poisoned:
+    """What is said of a tensor that holds a number which is not finite."""
+    return Poisoned(t("{path}: not saved: {name} holds numbers that are not finite", path=path, name=name))
 
 
 def _shards(tensors: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
@@ -114,13 +133,29 @@ def best(folder: Path) -> Path | None:
 
 
 def load(path: Path) -> State:
-    """Read the checkpoint at ``path``; RunError if it does not verify."""
+    """Read the checkpoint at ``path``, whole, whoever has written it; RunError if it does not verify."""
+    verify(path)
+    state = load_small(path)
+    state.parameters.update(shards.parameters(path))
+    state.optimizer.update(
+        shards.read(path, MOMENTS)
+        if shards.sharded(path)
+        else {name: tensor for file in sorted(path.glob(OPTIMIZER)) for name, tensor in load_file(file).items()}
+    )
+    return state
+
+
+def load_small(path: Path) -> State:
+    """The checkpoint at ``path``, which verifies, without its parameters and the optimiser's state."""
+    known = facts(path)
+    generators, method = (load_file(path / f"{name}.safetensors") for name in ("random", "method"))
+    return State(known.pop("step"), {}, {}, generators, method, known)
+
+
+def verify(path: Path) -> None:
+    """RunError if the checkpoint at ``path`` does not verify."""
     if wrong := problems(path):
         raise RunError([f"{path}: {problem}" for problem in wrong])
-    known = facts(path)
-    parameters, generators, method = (load_file(path / f"{name}.safetensors") for name in GROUPS)
-    optimizer = {name: tensor for file in sorted(path.glob(OPTIMIZER)) for name, tensor in load_file(file).items()}
-    return State(known.pop("step"), parameters, optimizer, generators, method, known)
 
 
 def facts(path: Path) -> dict[str, Any]:

@@ -34,10 +34,18 @@ class Course:
     """Which rows make up which step. Everything follows from the rows, the options and the number of the step."""
 
     def __init__(
-        self, train: Sequence[Example], task: Task, options: TrainOptions, padded: bool = True, sharing: bool = False
+        self,
+        train: Sequence[Example],
+        task: Task,
+        options: TrainOptions,
+        padded: bool = True,
+        sharing: bool = False,
+        processes: int = 1,
     ):
         """``padded``: padding is computed, so that rows of like length are cut into micro-batches of their own;
-        ``sharing``: what rows have in common in front is computed once."""
+        ``sharing``: what rows have in common in front is computed once; ``processes``: how many share the rows of a
+        step."""
+        self.processes = processes
         self.sharing = sharing and not padded and not task.pack_tokens
         self.shared = shared_tokens(train).tolist() if self.sharing else None
         self.padded, self.train, self.options, self.pack_tokens = padded, train, options, task.pack_tokens
@@ -65,19 +73,26 @@ class Course:
         lengths = [len(example) for example in self.examples]
         bound = self.micro_batch_tokens
         self.steps = plan_epoch(
-            lengths, self.options.batch_size, bound, seed, epoch, padded=self.padded, shared=self.shared
+            lengths,
+            self.options.batch_size,
+            bound,
+            seed,
+            epoch,
+            padded=self.padded,
+            shared=self.shared,
+            processes=self.processes,
         )
         self.epoch = epoch
 
     def micro_batches(self, step: int) -> list[list[Example]]:
-        """The rows of ``step`` (from 1), cut into what is computed at once."""
+        """The rows of ``step`` (from 1), cut into what is computed at once: number i by the process i mod all."""
         epoch, index = divmod(step - 1, self.steps_per_epoch)
         self._enter(epoch)
         batches = [[self.examples[row] for row in rows] for rows in self.steps[index]]
         if not self.left_out:
             return batches
         kept = ([example for example in batch if self.key(example) not in self.left_out] for batch in batches)
-        return [batch for batch in kept if batch]
+        return [batch for batch in kept if batch or self.processes > 1]
 
     def key(self, example: Example) -> str:
         """What a row of this epoch is called: packed rows are others in every epoch."""
@@ -118,12 +133,17 @@ class Course:
 
     def fingerprint(self) -> dict[str, Any]:
         """What must be the same for a checkpoint to be gone on from."""
-        digest = 0
-        for example in self.train:
-            for part in (example.ids, example.mask, example.labels):
-                digest = digest if part is None else zlib.crc32(part.tobytes(), digest)
         kept = ("batch_size", "seed", "learning_rate", "schedule", "minimum_rate", "warmup_steps", "optimizer", "betas",
                 "epsilon", "weight_decay", "max_grad_norm")  # fmt: skip
         values = self.options.model_dump(mode="json", include=set(kept))
-        own = {"rows": len(self.train), "rows_crc32": digest, "pack_tokens": self.pack_tokens}
+        own = {"rows": len(self.train), "rows_crc32": rows_crc32(self.train), "pack_tokens": self.pack_tokens}
         return {**own, **values, "micro_batch_tokens": self.micro_batch_tokens, "total_steps": self.total_steps}
+
+
+def rows_crc32(train: Sequence[Example]) -> int:
+    """A checksum of rows: what they say, and what of it is trained."""
+    digest = 0
+    for example in train:
+        for part in (example.ids, example.mask, example.labels):
+            digest = digest if part is None else zlib.crc32(part.tobytes(), digest)
+    return digest

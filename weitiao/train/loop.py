@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,16 +22,17 @@ from weitiao.data.batch import Example, collate, plan_epoch
 from weitiao.errors import InputError, Interrupted, say, t
 from weitiao.generate.engine import positions
 from weitiao.machine import awake_seconds
-from weitiao.methods.base import Method, compute_dtype, computing, result_bytes, trainable
+from weitiao.methods.base import Method, compute_dtype, computing, trainable
 from weitiao.models import heads, shape
 from weitiao.runs import Run, command, folder_bytes
-from weitiao.train import checkpoint, modes, optim, recovery, room
+from weitiao.train import checkpoint, many, modes, optim, recovery
 from weitiao.train.course import Course
 from weitiao.train.guard import Guard, json_number
+from weitiao.train.many import ALONE, Many
 from weitiao.train.modes import evaluating, machine_facts
 from weitiao.train.options import TrainOptions
 from weitiao.train.paging import Paged
-from weitiao.train.parts import Parts
+from weitiao.train.parts import Parts, norm
 from weitiao.train.progress import counting
 from weitiao.train.stopping import Stop
 from weitiao.train.tasks import Task
@@ -73,26 +75,29 @@ def fit(
     recomputed: int | None = None,
     progress: Progress | None = None,
     words: Words | None = None,
+    processes: Many = ALONE,
 ) -> Fit:
     """Train ``model``, to which ``method`` is attached, on ``train``; on return it holds the best weights.
 
     ``evaluators`` are called with the model and return measures that join the validation loss. With ``resume`` the
     run goes on from its newest whole checkpoint, bit for bit, with what differs from then only if ``allow_changes``.
     ``progress(record, total_steps)`` is told every line; ``words(row)`` gives the text of a row that is left out;
-    ``recomputed``: how many blocks compute their activations twice, where the plan has found it.
+    ``recomputed``: how many blocks compute their activations twice, where the plan has found it; ``processes``: those
+    that compute a share of every step each, where there are several (``train.many``).
     InputError for rows without a trained token, before step 1; Interrupted after Ctrl-C or SIGTERM, with a checkpoint
     written; RunError for a disk without room, for another trainer in the run's folder, and for steps that stay bad.
     """
     check(model, train)
-    course = modes.course(model, method, task, train, options)
-    state = Trainer(model, method, task, options, run, course, pad_id, progress)
+    options = many.fitting(options, processes.engine)
+    course = modes.course(model, method, task, train, options, processes.ranks.size)
+    state = Trainer(model, method, task, options, run, course, pad_id, progress, processes)
     state.validation, state.evaluators, state.words = validation or (), evaluators or {}, words
     was_training = model.training
     with (
         run.locked(),
         state.started(resume, allow_changes),
         Trunk.of(model, course, options, run, state.reserved_bytes) or nullcontext() as state.trunk,
-        Stop() as stop,
+        state.stop as stop,
         modes.engine(model, options, course, state.trunk, recomputed),
     ):
         model.train()
@@ -157,7 +162,9 @@ class Trainer:
         course: Course,
         pad_id: int,
         progress: Progress | None,
+        processes: Many,
     ):
+        self.many, self.stop = processes, Stop(processes.ranks.alone)
         self.model, self.method, self.task, self.options = model, method, task, options
         self.run, self.course, self.pad_id, self.progress = run, course, pad_id, progress
         self.validation: Sequence[Example] = ()
@@ -174,7 +181,7 @@ class Trainer:
             weight_decay=options.weight_decay,
         )
         paged = Paged.of(self.optimizer, options.optimizer, run.path) if options.paged_optimizer else None
-        self.parts = Parts(model, method, self.optimizer, paged)
+        self.parts = Parts(model, method, self.optimizer, paged, processes)
         self.trunk: Trunk | None = None
         self.guard = Guard(min(options.warmup_steps, course.total_steps // 2))
         self.reserved_bytes = 0  # of the disk, for checkpoints and the result
@@ -233,9 +240,12 @@ class Trainer:
     def gradient(self, batches: Sequence[Sequence[Example]]) -> list[float]:
         """The step's gradient, shortened; its loss, its norm, and the norm of the weights that it was computed with."""
         self.optimizer.zero_grad(set_to_none=True)
+        parameters = self.parts.parameters.values()
         loss = self.backward(batches, sum(example.trained_tokens for batch in batches for example in batch))
-        norm = nn.utils.clip_grad_norm_(self.parts.parameters.values(), self.options.max_grad_norm or math.inf)
-        return torch.stack((loss, norm, self.weights_norm)).tolist()  # the step's only wait for the device
+        facts = self.many.summed(torch.stack((loss, self.weights_norm)), parameters, self.stop)
+        length = norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+        nn.utils.clip_grads_with_norm_(parameters, self.options.max_grad_norm or math.inf, length)
+        return torch.stack((facts[0], length, facts[1])).tolist()  # one process's only wait for the device
 
     def line(self, rows: Sequence[Example], loss: float, norm: float, rate: float, started: float) -> dict[str, Any]:
         """What is logged of a step."""
@@ -254,16 +264,17 @@ class Trainer:
         """Add the step's gradient, micro-batch by micro-batch; returns its loss."""
         total = torch.zeros((), device=self.device)
         with self.method.training(self.model):
-            for examples in batches:
+            for examples in self.many.own(batches):
                 if self.trunk:
                     self.trunk.rows = self.trunk.numbers(examples)
-                loss = self.loss(examples) / trained_tokens
+                loss = self.loss(examples or self.many.spare(batches)) / trained_tokens
+                loss = loss if examples else 0.0 * loss
                 loss.backward()
                 total += loss.detach()
             if self.trunk:
                 self.trunk.rows = []
         penalty = self.method.penalty(self.model)
-        if isinstance(penalty, torch.Tensor):
+        if isinstance(penalty, torch.Tensor) and self.many.ranks.first:
             penalty.backward()
             total += penalty.detach()
         return total
@@ -272,7 +283,7 @@ class Trainer:
         """The task's summed loss over one micro-batch."""
         batch = collate(examples, self.pad_id, self.positions).to(self.device)
         with computing(self.model):
-            return self.task.total(self.model, batch)
+            return self.many.total(self.task, self.model, batch)
 
     # ---- validation ------------------------------------------------------------------------------------------------
 
@@ -286,12 +297,12 @@ class Trainer:
             return False
         started = awake_seconds()
         self.pending = True
-        with evaluating(self.model):
+        with evaluating(self.model), self.many.evaluating():
             measures = self.validation_loss(stop)
             for evaluator in self.evaluators.values():
-                if not stop.asked:
-                    measures.update(evaluator(self.model))
-        if stop.asked:
+                if not self.many.agree(stop):
+                    measures.update(self.many.measured(partial(evaluator, self.model)))
+        if self.many.agree(stop):
             return False
         self.pending = False
         seconds = awake_seconds() - started
@@ -305,15 +316,16 @@ class Trainer:
         if not self.validation:
             return {}
         total, bound = torch.zeros((), dtype=torch.float64), self.course.micro_batch_tokens
-        lengths, done = [len(example) for example in self.validation], 0
+        lengths, size, done = [len(example) for example in self.validation], self.course.processes, 0
         with self.method.training(self.model), counting(t("validating")) as progress:
-            for batches in plan_epoch(lengths, 64, bound, 0, 0, padded=self.course.padded):
-                for rows in batches:
+            for batches in plan_epoch(lengths, 64, bound, 0, 0, padded=self.course.padded, processes=size):
+                for examples in self.many.own([[self.validation[row] for row in rows] for rows in batches]):
                     if stop.asked:
                         return {}
-                    total += self.loss([self.validation[row] for row in rows]).cpu()
-                    progress(done := done + len(rows), len(lengths))
-        loss = total.item() / max(sum(example.trained_tokens for example in self.validation), 1)
+                    total += self.loss(examples or self.validation[:1]).cpu() * bool(examples)
+                self.many.agree(stop)
+                progress(done := done + sum(map(len, batches)), len(lengths))
+        loss = self.many.sum(total).item() / max(sum(example.trained_tokens for example in self.validation), 1)
         return {"loss": loss}
 
     def improves(self, measures: Mapping[str, float]) -> bool:
@@ -335,12 +347,12 @@ class Trainer:
         if self.best is None or self.best["step"] == self.step:
             return
         path = self.run.checkpoints / f"{checkpoint.PREFIX}{self.best['step']:08d}"
-        if wrong := problems(path):
+        if wrong := self.many.ranks.told(lambda: problems(path)):
             message = "{path}, the best step, is damaged ({reason}); the last step's weights are the result"
             say(message, path=path, reason="; ".join(wrong))
             self.best = None
             return
-        self.parts.put_weights(checkpoint.load(path).parameters, str(path))
+        self.parts.put_weights(self.parts.load(path).parameters, str(path))
 
     # ---- keeping ---------------------------------------------------------------------------------------------------
 
@@ -362,31 +374,24 @@ class Trainer:
             "pending_evaluation": self.pending,
             "guard": self.guard.state(),
             "started_with": self.course.fingerprint(),
-            "recipe": self.run.recipe(),
-            "machine": machine_facts(),
+            "recipe": self.many.ranks.told(self.run.recipe),
+            "machine": machine_facts(self.course.processes),
         }
-        paged = self.parts.paged
         try:
-            checkpoint.save(self.run.checkpoints, self.parts.take(self.step, facts), paged.home.rest if paged else None)
+            self.parts.save(self.run.checkpoints, self.step, facts)
         except checkpoint.Poisoned:
             recovery.recover(self, self.step, poisoned=True)
             return
         self.disk_bytes = max(self.disk_bytes, folder_bytes(self.run.path))
-        checkpoint.prune(self.run.checkpoints, self.options.keep, self.best["step"] if self.best else None)
-
-    def check_room(self) -> int:
-        """The bytes that the run's checkpoints and its result will take beside what is there already; RunError if the
-        disk has fewer."""
-        parts, tested = self.parts.saved_bytes(self.options.optimizer), bool(self.validation or self.evaluators)
-        result = result_bytes(self.model, self.method)
-        return room.check(self.run, room.Room.of(self.course, self.options, tested, *parts, result))
+        best = self.best["step"] if self.best else None
+        self.many.ranks.told(lambda: checkpoint.prune(self.run.checkpoints, self.options.keep, best))
 
     @contextmanager
     def started(self, resume: bool, allow_changes: bool) -> Iterator[None]:
         """Begin; at the end, whatever it is, the optimiser's state goes."""
         try:
             recovery.start(self, resume, allow_changes)
-            self.reserved_bytes = self.check_room()
+            self.reserved_bytes = recovery.check_room(self)
             yield
         finally:
             self.parts.close()

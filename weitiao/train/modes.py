@@ -68,14 +68,16 @@ def whole(options: TrainOptions) -> bool:
     return options.engine == "auto" and kernels.compiled() is not None
 
 
-def course(model: Any, method: Method, task: Task, train: Sequence[Example], options: TrainOptions) -> Course:
-    """The steps of training ``model``, to which ``method`` is attached: whether padding is computed in it, and whether
-    every row computes what it has in common with others."""
+def course(
+    model: Any, method: Method, task: Task, train: Sequence[Example], options: TrainOptions, processes: int = 1
+) -> Course:
+    """The steps of training ``model``, to which ``method`` is attached, by so many ``processes``: whether padding is
+    computed in it, and whether every row computes what it has in common with others."""
     on_cpu = next(model.parameters()).device.type == "cpu"
     known = on_cpu and method.fuses and whole(options)
     longest = padded_length(max(map(len, train)))
     padded = not (known and packs(model, compute_dtype(model), longest))
-    return Course(train, task, options, padded, shares(options, method, frozen_blocks(model)))
+    return Course(train, task, options, padded, shares(options, method, frozen_blocks(model)), processes)
 
 
 def seed_everything(seed: int) -> None:
@@ -85,9 +87,10 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def machine_facts() -> dict[str, Any]:
-    """What the last bits of a result depend on."""
+def machine_facts(processes: int) -> dict[str, Any]:
+    """What the last bits of a result of so many processes depend on."""
     return {
+        "processes": processes,
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "cpu": torch.backends.cpu.get_cpu_capability(),

@@ -99,6 +99,18 @@ class TrainOptions(Options):
         "where that changes no result, that is, without dropout; on: with dropout too, of which they then share the "
         "draw; off: every row computes it",
     )
+    distributed: Literal["auto", "none", "ddp", "fsdp2"] = Field(
+        default="auto",
+        description="how processes that torchrun has started share the rows of a step (docs: several); none: one "
+        "process; ddp: each holds everything and gradients are summed; fsdp2: weights, gradients and the optimiser's "
+        "state are divided, for models that no device holds; auto: ddp under torchrun, else none",
+    )
+    process_timeout: float = Field(
+        default=1800,
+        gt=0,
+        description="seconds that processes wait for one another before the run ends; the first alone reads the rows, "
+        "and measures",
+    )
     bad_rows: Literal["skip", "stop"] = Field(
         default="skip",
         description="when steps stay bad (a loss, gradient or weight that is no finite number, or leaps), skip: back "

@@ -1,14 +1,15 @@
 """What changes in a run: the weights that train, the optimiser's state, the method's own, random numbers.
 
 parts = Parts(model, method, optimizer, paged)
-state = parts.take(step, facts)                  # for checkpoint.save
-parts.put(checkpoint.load(path), str(path))      # as they were then
+parts.save(run.checkpoints, step, facts)
+parts.put(parts.load(path), str(path))           # as they were then
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,7 +17,8 @@ from torch import Tensor, nn
 
 from weitiao.errors import InputError, t
 from weitiao.methods.base import Method, trainable
-from weitiao.train import checkpoint
+from weitiao.train import checkpoint, together
+from weitiao.train.many import ALONE, Many
 from weitiao.train.paging import Paged, home_bytes
 
 SHOWN_NAMES = 20
@@ -24,12 +26,14 @@ SHOWN_NAMES = 20
 
 @dataclass
 class Parts:
-    """``paged``: where the optimiser's state lies, if that is not beside the weights."""
+    """``paged``: where the optimiser's state lies, if that is not beside the weights; ``many``: the processes that have
+    a part each, of random numbers at least."""
 
     model: nn.Module
     method: Method
     optimizer: torch.optim.Optimizer
     paged: Paged | None = None
+    many: Many = ALONE
 
     def __post_init__(self) -> None:
         self.parameters = trainable(self.model)
@@ -38,7 +42,7 @@ class Parts:
     def norm(self) -> Tensor:
         """The norm of all weights that train, which is finite if they are; no wait for the device, and frozen weights
         are not read."""
-        return nn.utils.get_total_norm(self.parameters.values())
+        return norm(self.parameters.values())
 
     def generators(self) -> list[Tensor]:
         """The state of the generators that a step draws from, cheaply; for all of them see ``checkpoint``."""
@@ -67,16 +71,26 @@ class Parts:
         }
         weights = {name: parameter.detach() for name, parameter in self.parameters.items()}
         own = self.method.state(self.model)
-        return checkpoint.State(step, weights, moments, checkpoint.random_state(), own, dict(facts))
+        return checkpoint.State(step, weights, moments, self.many.random_state(), own, dict(facts))
 
-    def put(self, state: checkpoint.State, where: str, moments: bool = True) -> None:
-        """As it was in ``state``, which is used up; without ``moments`` the optimiser begins anew."""
+    def save(self, folder: Path, step: int, facts: Mapping[str, Any]) -> None:
+        """Write all of it below ``folder``; Poisoned for a number that is not finite."""
+        saved = self.paged.home.rest if self.paged else None
+        together.save(self.many, folder, self.take(step, facts), saved)
+
+    def load(self, path: Path) -> checkpoint.State:
+        """The checkpoint at ``path``: whole, or this process's shards of it."""
+        return together.load(self.many, path, self.parameters)
+
+    def put(self, state: checkpoint.State, where: str, moments: bool = True, seed: int = 0) -> None:
+        """As it was in ``state``, which is used up; without ``moments`` the optimiser begins anew. ``seed`` is for the
+        generators of a process that there was not then."""
         self.put_weights(state.parameters, where)
         self.optimizer.state.clear()
         while moments and state.optimizer:  # one leaves before the next is read
             self.put_moment(*state.optimizer.popitem())
         self.method.restore(self.model, state.method)
-        checkpoint.set_random_state(state.random)
+        self.many.set_random_state(state.random, seed + state.step)
 
     def put_weights(self, values: Mapping[str, Tensor], where: str) -> None:
         """Copy ``values`` into the parameters that train; they must be exactly these."""
@@ -104,3 +118,9 @@ class Parts:
         """Let go of what the optimiser's state takes outside memory."""
         if self.paged:
             self.paged.close()
+
+
+def norm(tensors: Iterable[Tensor]) -> Tensor:
+    """The norm [] of all ``tensors`` together, of those in shards over all processes."""
+    total: Any = nn.utils.get_total_norm(tensors)
+    return total.full_tensor() if hasattr(total, "full_tensor") else total

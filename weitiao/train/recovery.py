@@ -13,13 +13,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
-
 from weitiao.data.batch import Example
 from weitiao.errors import InputError, RunError, say, t
-from weitiao.train import checkpoint
+from weitiao.methods.base import result_bytes
+from weitiao.train import checkpoint, room
 from weitiao.train.guard import NOT_A_NUMBER, Guard
-from weitiao.train.modes import machine_facts, seed_everything
+from weitiao.train.modes import machine_facts
+from weitiao.train.room import Room
 
 if TYPE_CHECKING:
     from weitiao.train.loop import Trainer
@@ -30,22 +30,36 @@ SHOWN_ROWS = 20
 
 def start(trainer: Trainer, resume: bool, allow_changes: bool = False) -> None:
     """Seed everything, or go on from the newest checkpoint that verifies."""
-    path, skipped = checkpoint.newest(trainer.run.checkpoints) if resume else (None, [])
+    path, skipped = newest(trainer) if resume else (None, [])
     for line in skipped:
         say("skipped a damaged checkpoint: {line}", line=line)
     if skipped and path is None:
         raise RunError([t("no checkpoint of {path} is whole", path=trainer.run.path), *skipped])
     if path is None:
         trainer.method.begin(trainer.model, trainer.course.total_steps)
-        seed_everything(trainer.options.seed)
+        trainer.many.seed(trainer.options.seed)
         if resume:
             trainer.run.rewind(0)
         return
-    state = checkpoint.load(path)
-    agree(path, state.facts, trainer.course.fingerprint(), allow_changes)
+    state = trainer.parts.load(path)
+    machine = machine_facts(trainer.course.processes)
+    agree(path, state.facts, trainer.course.fingerprint(), machine, allow_changes)
     put(trainer, path, state)
     trainer.course.left_out = {row["id"] for row in trainer.guard.rows}
     say("going on from {path}", path=path)
+
+
+def newest(trainer: Trainer) -> tuple[Path | None, list[str]]:
+    """What ``checkpoint.newest`` finds in the first process."""
+    return trainer.many.ranks.told(lambda: checkpoint.newest(trainer.run.checkpoints))
+
+
+def check_room(trainer: Trainer) -> int:
+    """The bytes that the run's checkpoints and its result will take beside what is there already; RunError if the disk
+    has fewer."""
+    parts, tested = trainer.parts.saved_bytes(trainer.options.optimizer), bool(trainer.validation or trainer.evaluators)
+    needed = Room.of(trainer.course, trainer.options, tested, *parts, result_bytes(trainer.model, trainer.method))
+    return trainer.many.ranks.told(lambda: room.check(trainer.run, needed))
 
 
 def put(trainer: Trainer, path: Path, state: checkpoint.State) -> None:
@@ -53,14 +67,16 @@ def put(trainer: Trainer, path: Path, state: checkpoint.State) -> None:
     facts = state.facts
     same = facts["started_with"]["optimizer"] == trainer.options.optimizer
     trainer.method.begin(trainer.model, trainer.course.total_steps)
-    trainer.parts.put(state, str(path), moments=same)
+    trainer.parts.put(state, str(path), moments=same, seed=trainer.options.seed)
     trainer.step, trainer.best, trainer.pending = state.step, facts["best"], facts["pending_evaluation"]
     trainer.guard = Guard.of(facts["guard"])
     trainer.weights_norm = trainer.parts.norm()
     trainer.run.rewind(trainer.step)
 
 
-def agree(path: Path, facts: Mapping[str, Any], fingerprint: Mapping[str, Any], allow_changes: bool) -> None:
+def agree(
+    path: Path, facts: Mapping[str, Any], fingerprint: Mapping[str, Any], here: Mapping[str, Any], allow_changes: bool
+) -> None:
     """InputError naming everything that is not as it was, or words if that is allowed; a word if bits may differ."""
     then, now = facts["started_with"], json.loads(json.dumps(fingerprint))
     message = "{path}: was made with {key}={then}, and now it is {now}"
@@ -73,7 +89,7 @@ def agree(path: Path, facts: Mapping[str, Any], fingerprint: Mapping[str, Any], 
         )
     for line in changed:
         say("changed: {line}", line=line)
-    before, here = facts["machine"], machine_facts()
+    before = {"processes": 1} | facts["machine"]
     if other := [f"{name} {before.get(name)} → {here[name]}" for name in here if before.get(name) != here[name]]:
         say("not as before: {differences}; the last bits may differ", differences=", ".join(other))
 
@@ -87,10 +103,10 @@ def recover(trainer: Trainer, step: int, poisoned: bool = False) -> bool:
     """
     trainer.optimizer.zero_grad(set_to_none=True)
     former, suspects = replace(trainer.guard), _suspects(trainer, step, poisoned)
-    path, _ = checkpoint.newest(trainer.run.checkpoints)
-    hopeless = path is None and (poisoned or not math.isfinite(trainer.parts.norm().item()))
+    path, _ = newest(trainer)
+    hopeless = path is None and (poisoned or _broken(trainer))
     if path is not None:
-        put(trainer, path, checkpoint.load(path))
+        put(trainer, path, trainer.parts.load(path))
     guilty = {} if hopeless else {key: found for key, found in suspects.items() if _faulty(trainer, found[0])}
     again = trainer.guard.went_back(trainer.step if path else 0, former, 0 < len(guilty) < len(suspects))
     bad = [entry for entry in former.skipped if path is None or entry["step"] > trainer.step]
@@ -105,8 +121,13 @@ def recover(trainer: Trainer, step: int, poisoned: bool = False) -> bool:
 
 def lost(trainer: Trainer) -> bool:
     """Whether the weights hold what is no number and there is a checkpoint that has better ones."""
-    there = checkpoint.listed(trainer.run.checkpoints)
-    return bool(there) and not math.isfinite(trainer.parts.norm().item())
+    there = trainer.many.ranks.told(lambda: checkpoint.listed(trainer.run.checkpoints))
+    return bool(there) and _broken(trainer)
+
+
+def _broken(trainer: Trainer) -> bool:
+    """Whether the weights hold what is no number, in any process."""
+    return trainer.many.ranks.any(not math.isfinite(trainer.parts.norm().item()))
 
 
 def drop(trainer: Trainer, rows: Sequence[Example]) -> bool:
@@ -164,10 +185,7 @@ def _suspects(trainer: Trainer, step: int, poisoned: bool) -> dict[str, tuple[Ex
 def _faulty(trainer: Trainer, example: Example) -> bool:
     """Whether a row by itself has a loss or a gradient that the guard would not let pass; draws no random number."""
     before = checkpoint.random_state()
-    trainer.optimizer.zero_grad(set_to_none=True)
-    loss = trainer.backward([[example]], example.trained_tokens).item()
-    gradients = [parameter.grad for parameter in trainer.parts.parameters.values() if parameter.grad is not None]
-    norm = nn.utils.get_total_norm(gradients).item()
+    loss, norm, _ = trainer.gradient([[example]])
     trainer.optimizer.zero_grad(set_to_none=True)
     checkpoint.set_random_state(before)
     most, longest = trainer.guard.limits()

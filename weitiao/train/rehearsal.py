@@ -17,6 +17,7 @@ from weitiao.generate.engine import positions
 from weitiao.methods.base import Method, computing
 from weitiao.train import checkpoint, modes
 from weitiao.train.course import Course
+from weitiao.train.many import ALONE, Many, fitting
 from weitiao.train.options import TrainOptions
 from weitiao.train.tasks import Task
 
@@ -25,7 +26,7 @@ def worst(course: Course) -> list[Example]:
     """The micro-batch of the first epoch with the most tokens that are computed."""
     steps = range(1, min(course.steps_per_epoch, course.total_steps) + 1)
     batches = (batch for step in steps for batch in course.micro_batches(step))
-    return max(batches, key=course.computed_tokens)
+    return max(filter(None, batches), key=course.computed_tokens)
 
 
 def rehearse(
@@ -36,10 +37,12 @@ def rehearse(
     options: TrainOptions,
     pad_id: int,
     recomputed: int | None = None,
+    processes: Many = ALONE,
 ) -> float:
     """Forward and backward of the worst micro-batch; returns its mean loss, and leaves no gradient and no random number
     used. RunError if memory does not suffice or the loss is not finite."""
-    course = modes.course(model, method, task, train, options)
+    options = fitting(options, processes.engine)
+    course = modes.course(model, method, task, train, options, processes.ranks.size)
     state = checkpoint.random_state()
     examples = worst(course)
     batch = collate(examples, pad_id, positions(model)).to(next(model.parameters()).device)
@@ -49,7 +52,7 @@ def rehearse(
             model.train()
             with method.training(model):
                 with computing(model):
-                    loss = task.total(model, batch)
+                    loss = processes.total(task, model, batch)
                 loss = loss / sum(example.trained_tokens for example in examples)
                 loss.backward()
     except (MemoryError, RuntimeError) as error:

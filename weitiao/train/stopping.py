@@ -2,6 +2,9 @@
 
 with Stop() as stop:
     while not stop.asked: ...
+
+Of several processes the signal may reach any, at any time, and all must stop after the same step: there ``asked`` waits
+until they have agreed.
 """
 
 from __future__ import annotations
@@ -13,10 +16,12 @@ from typing import Any
 
 
 class Stop:
-    """``asked`` turns true at the first signal. Handlers are set in the main thread only, and put back on leaving."""
+    """``heard`` turns true at the first signal, and ``asked`` too where this process is ``alone``. Handlers are set in
+    the main thread only, and put back on leaving."""
 
-    def __init__(self) -> None:
-        self.asked = False
+    def __init__(self, alone: bool = True) -> None:
+        self.asked = self.heard = False
+        self.alone = alone
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Stop:
@@ -30,7 +35,8 @@ class Stop:
         self._restore()
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        self.asked = True
+        self.heard = True
+        self.asked = self.asked or self.alone
         self._restore()  # so that a second signal does what it did before
 
     def _restore(self) -> None:
