@@ -6,6 +6,7 @@ train[0].ids, train.truncated, train.trained_tokens
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeGuard, overload
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from weitiao.data.sources import DataOptions
 
 ROWS_AT_ONCE = 256
+SHOWN = 20  # messages of a kind
+KINDS = ("refused", "empty", "cut", "several", "words_lost", "system")
 
 
 @dataclass(frozen=True)
@@ -66,15 +69,32 @@ class Examples(Sequence[Example]):
 
 
 @dataclass
-class _Work:
-    """What goes wrong on the way, by kind, and the examples so far."""
+class Work:
+    """What became of rows: their examples, how often each of KINDS happened, and the first messages about it."""
 
     items: list[Example] = field(default_factory=list)
-    refused: list[str] = field(default_factory=list)
-    empty: list[str] = field(default_factory=list)
-    cut: list[str] = field(default_factory=list)
-    several: int = 0
-    words_lost: int = 0
+    counts: Counter[str] = field(default_factory=Counter)
+    messages: dict[str, list[str]] = field(default_factory=dict)
+    trained: bool = False
+
+    def note(self, kind: str, message: str = "", count: int = 1) -> None:
+        """That something happened; the first messages are kept."""
+        self.counts[kind] += count
+        if message and len(kept := self.messages.setdefault(kind, [])) < SHOWN:
+            kept.append(message)
+
+    def first(self, kind: str) -> list[str]:
+        """The first messages, and how many more there are."""
+        return first_of(self.messages.get(kind, []), SHOWN, self.counts[kind])
+
+    def add(self, other: Work) -> None:
+        """What became of the next rows."""
+        self.items += other.items
+        self.trained = self.trained or any(example.trained_tokens for example in other.items)
+        self.counts.update(other.counts)
+        for kind, messages in other.messages.items():
+            kept = self.messages.setdefault(kind, [])
+            kept += messages[: SHOWN - len(kept)]
 
 
 def examples(
@@ -95,25 +115,35 @@ def examples(
     InputError, every problem at once: rows that the template refuses; rows in which nothing is trained (both are left
     out, and counted, under ``options.skip_bad``); more than ``options.allow_truncated`` of the answers cut.
     """
-    work, limit = _Work(), _limit(renderer, options, max_positions)
-    train_on = "all" if task == "pretrain" else options.train_on
+    work, limit = Work(), limit_of(renderer, options, max_positions)
     for start in range(0, len(rows), ROWS_AT_ONCE):
         some = rows[start : start + ROWS_AT_ONCE]
-        for place, made in zip(range(start, start + len(some)), _rendered(some, renderer, train_on), strict=True):
-            name = rows[place].id or t("row {number}", number=place + 1)
-            if isinstance(made, InputError):
-                work.refused += [f"{name}: {problem}" for problem in made.problems]
-            else:
-                _add(work, name, made, limit, task)
-                work.words_lost += _mixed(row := rows[place]) and renderer.left_out(row)
+        for made in worked(some, renderer, options, task, limit, start):
+            work.add(made)
         if progress:
             progress(start + len(some), len(rows))
-    if renderer.folds_system and any(map(_has_system, rows)):
-        system = [t("the chat template has no system turn; its text is put before the first question")]
-    else:
-        system = []
-    _complain(work, options, limit)
-    return Examples(work.items, len(rows), len(work.cut), len(work.empty), system + _said(work, options, limit))
+    complain(work, options, limit, len(work.items))
+    said = told(work, options, limit)
+    return Examples(work.items, len(rows), work.counts["cut"], work.counts["empty"], said)
+
+
+def worked(
+    rows: Sequence[Row], renderer: Renderer, options: DataOptions, task: str, limit: int | None, start: int = 0
+) -> Iterator[Work]:
+    """What becomes of each of some rows, the first of which is number ``start``."""
+    train_on = "all" if task == "pretrain" else options.train_on
+    for number, (row, made) in enumerate(zip(rows, _rendered(rows, renderer, train_on), strict=True), start + 1):
+        work, name = Work(), row.id or t("row {number}", number=number)
+        if isinstance(made, InputError):
+            for problem in made.problems:
+                work.note("refused", f"{name}: {problem}")
+        else:
+            _add(work, name, made, limit, task)
+            if _mixed(row) and renderer.left_out(row):
+                work.note("words_lost")
+        if renderer.folds_system and _has_system(row):
+            work.note("system")
+        yield work
 
 
 def _rendered(rows: Sequence[Row], renderer: Renderer, train_on: str) -> list[list[Rendered] | InputError]:
@@ -131,7 +161,7 @@ def _rendered(rows: Sequence[Row], renderer: Renderer, train_on: str) -> list[li
     return found
 
 
-def _limit(renderer: Renderer, options: DataOptions, max_positions: int | None) -> int | None:
+def limit_of(renderer: Renderer, options: DataOptions, max_positions: int | None) -> int | None:
     """Tokens that an example may have; None: any number."""
     tokenizer_limit = renderer.tokenizer.model_max_length
     most = max_positions or (tokenizer_limit if tokenizer_limit < 1e9 else None)
@@ -143,10 +173,11 @@ def _limit(renderer: Renderer, options: DataOptions, max_positions: int | None) 
     return options.max_length
 
 
-def _add(work: _Work, name: str, made: Sequence[Rendered], limit: int | None, task: str) -> None:
-    work.several += len(made) > 1
+def _add(work: Work, name: str, made: Sequence[Rendered], limit: int | None, task: str) -> None:
+    if len(made) > 1:
+        work.note("several")
     if not made:
-        work.empty.append(t("{row}: no token is trained (there is no assistant turn to train on)", row=name))
+        work.note("empty", t("{row}: no token is trained (there is no assistant turn to train on)", row=name))
     for number, rendered in enumerate(made, 1):
         own = f"{name}#{number}" if len(made) > 1 else name
         ids, mask = np.array(rendered.ids, dtype=np.int32), np.array(rendered.mask, dtype=bool)
@@ -159,51 +190,53 @@ def _add(work: _Work, name: str, made: Sequence[Rendered], limit: int | None, ta
         lost = int(mask[len(example) :].sum())
         if lost:
             cut = "{row}: {tokens} tokens, and max_length {limit} cuts {lost} trained ones"
-            work.cut.append(t(cut, row=own, tokens=len(ids), limit=limit, lost=lost))
+            work.note("cut", t(cut, row=own, tokens=len(ids), limit=limit, lost=lost))
         if example.trained_tokens:
             work.items.append(example)
         elif lost:
             empty = "{row}: no token is trained: the prompt alone has {tokens} tokens, and max_length is {limit}"
-            work.empty.append(t(empty, row=own, tokens=int(mask.argmax()), limit=limit))
+            work.note("empty", t(empty, row=own, tokens=int(mask.argmax()), limit=limit))
         else:
-            work.empty.append(t("{row}: no token is trained", row=own))
+            work.note("empty", t("{row}: no token is trained", row=own))
 
 
-def _complain(work: _Work, options: DataOptions, limit: int | None) -> None:
-    """Raise one InputError with everything that is wrong."""
-    problems = []
+def complain(work: Work, options: DataOptions, limit: int | None, examples: int) -> None:
+    """Raise one InputError with everything that is wrong with the rows of so many ``examples``."""
+    problems, cut = [], work.counts["cut"]
     if not options.skip_bad:
-        problems += first_of(work.refused) + first_of(work.empty)
-    total = len(work.items) + len(work.empty)
-    if total and len(work.cut) / total > options.allow_truncated:
+        problems += work.first("refused") + work.first("empty")
+    total = examples + work.counts["empty"]
+    if total and cut / total > options.allow_truncated:
         message = (
             "{cut} of {total} examples lose a part of their answer at max_length {limit}, and data.allow_truncated is "
             "{allowed}; raise data.max_length, or allow it"
         )
-        problems.append(t(message, cut=len(work.cut), total=total, limit=limit, allowed=options.allow_truncated))
-        problems += first_of(work.cut)
-    if not problems and not any(example.trained_tokens for example in work.items):
+        problems.append(t(message, cut=cut, total=total, limit=limit, allowed=options.allow_truncated))
+        problems += work.first("cut")
+    if not problems and not work.trained:
         problems.append(t("there is nothing to train on: no row has a trained token"))
     if problems:
         raise InputError(problems)
 
 
-def _said(work: _Work, options: DataOptions, limit: int | None) -> list[str]:
-    said = []
-    if work.several:
+def told(work: Work, options: DataOptions, limit: int | None) -> list[str]:
+    """What a person should be told about the rows."""
+    said, counts = [], work.counts
+    if counts["system"]:
+        said.append(t("the chat template has no system turn; its text is put before the first question"))
+    if counts["several"]:
         several = (
             "{rows} conversations became one example per assistant turn: this chat template or tokenizer writes "
             "earlier turns differently once a conversation goes on"
         )
-        said.append(t(several, rows=work.several))
-    if work.words_lost:
+        said.append(t(several, rows=counts["several"]))
+    if counts["words_lost"]:
         lost = "in {rows} conversations the chat template leaves out the words of a turn that also calls a tool"
-        said.append(t(lost, rows=work.words_lost))
-    if work.cut:
-        said.append(
-            t("{cut} examples lose a part of their answer at max_length {limit}", cut=len(work.cut), limit=limit)
-        )
-    if left_out := len(work.refused) + len(work.empty):
+        said.append(t(lost, rows=counts["words_lost"]))
+    if counts["cut"]:
+        cut = "{cut} examples lose a part of their answer at max_length {limit}"
+        said.append(t(cut, cut=counts["cut"], limit=limit))
+    if left_out := counts["refused"] + counts["empty"]:
         said.append(t("{rows} rows left out (skip_bad): refused by the template or nothing to train", rows=left_out))
     return said
 

@@ -96,7 +96,7 @@ def _jsonl(path: Path, file: BinaryIO) -> Numbered:
     for number, line in _text_lines(file):
         if isinstance(line, str):
             try:
-                yield number, _whole(json.loads(line, parse_constant=_no_constant), line)
+                yield number, _whole(DECODER.decode(line), line)
             except ValueError as error:
                 yield number, Unreadable(_not_json(error), line)
             except RecursionError:
@@ -107,6 +107,9 @@ def _jsonl(path: Path, file: BinaryIO) -> Numbered:
 
 def _no_constant(name: str) -> Any:
     raise ValueError(t("{name} is not JSON", name=name))
+
+
+DECODER = json.JSONDecoder(parse_constant=_no_constant)
 
 
 def _not_json(error: ValueError) -> str:
@@ -134,7 +137,6 @@ def _json(path: Path, file: BinaryIO) -> Numbered:
         line = raw.count(b"\n", 0, error.start) + 1
         raise InputError(f"{path}:{line}: {_not_utf8(raw, error)}") from None
     del raw
-    decoder = json.JSONDecoder(parse_constant=_no_constant)
     spaces = re.compile(r"\s*")
     place = spaces.match(text).end() + 1  # type: ignore[union-attr]  # behind the opening bracket
     line, counted = 1, 0
@@ -152,7 +154,7 @@ def _json(path: Path, file: BinaryIO) -> Numbered:
     while text[place : place + 1] != "]":
         line, counted = line + text.count("\n", counted, place), place
         try:
-            value, end = decoder.raw_decode(text, place)
+            value, end = DECODER.raw_decode(text, place)
             value = _whole(value, text[place:end])
         except json.JSONDecodeError as error:
             raise broken(error.pos, error.msg) from None

@@ -80,7 +80,7 @@ def read(path: str | Path, options: DataOptions, task: str = "") -> Source:
     """The rows of one file; those of task ``classify`` have labels. InputError names every bad row, FILE:LINE and why,
     unless ``options.skip_bad``."""
     patch = Patch.read(options.patch)
-    source = scan(Path(path), options, _read_tools(options.tools), task, patch)
+    source = scan(Path(path), options, read_tools(options.tools), task, patch)
     _refuse_bad([source], options.skip_bad)
     if patch.problems:
         raise InputError(patch.problems)
@@ -100,47 +100,76 @@ def scan(
 ) -> Source:
     """The rows of one file, its bad ones collected and not refused. ``patch`` edits the records, then ``mend`` what
     stays of them; ``keep``: the source also has the records that its rows were made of."""
-    _check_readable(path)
-    format = format_of(path, options.format)
-    missing = set(options.columns.items())
-    patch = patch or Patch()
-    found = ((line, mend(record)) for line, record in patch.applied(records(path, format)))
-    stream = _renamed(found, options, missing)
-    first = list(itertools.islice(stream, DETECTED_FROM))
-    if task == "classify" and options.format not in LAYOUTS:
-        layout, said = Layout(LABELLED), list[str]()
-    else:
-        layout, said = _layout(path, format, options, [record for _, record, _ in first])
-    source = Source([], layout.name, said=said, path=path)
-    for line, record, own in itertools.chain(first, stream):
-        where = f"{path}:{line}"
-        try:
-            if isinstance(record, Unreadable):
-                raise RowError(record.reason)
-            row = layout.row(record, where)
-        except RowError as error:
-            source.bad.append(BadRow(where, str(error), own.raw if isinstance(own, Unreadable) else own))
+    reader = Reader(path, options, tools, task, patch, mend=mend)
+    source = Source([], reader.layout.name, said=reader.said, path=path)
+    for line, row, own in reader:
+        if isinstance(row, BadRow):
+            source.bad.append(row)
             continue
         source.lines.append(line)
-        source.rows.append(replace(row, tools=tools) if tools and isinstance(row, Chat) and not row.tools else row)
+        source.rows.append(row)
         if keep:
             source.records.append(own)
-    _say(path, options, layout, source, missing)
+    source.said.extend(reader.told(len(source.rows), len(source.bad)))
     return source
 
 
-def _say(path: Path, options: DataOptions, layout: Layout, source: Source, missing: set[tuple[str, str]]) -> None:
-    """What a person should be told of one file; InputError where it has no rows, or none with a named column."""
-    rows, bad, said = source.rows, source.bad, source.said
-    if not rows and not bad:
-        raise InputError(t("{path}: the file has no rows", path=path))
-    if missing and rows:
-        names = ", ".join(f"{own} (data.columns.{name})" for name, own in sorted(missing))
-        raise InputError(t("{path}: no row has the column {names}", path=path, names=names))
-    if layout.unused:
-        said.append(t("{path}: keys not used: {keys}", path=path, keys=", ".join(sorted(layout.unused))))
-    if bad and options.skip_bad:
-        said.append(t("{path}: {count} bad rows left out, {rows} kept", path=path, count=len(bad), rows=len(rows)))
+class Reader:
+    """The rows of one file, as they come: (line, row or BadRow, the file's own record). ``layout`` is how records are
+    read, ``said`` the sentence about it; ``named`` is what rows are called by, the path unless another is given."""
+
+    def __init__(
+        self,
+        path: Path,
+        options: DataOptions,
+        tools: tuple[Mapping[str, Any], ...] = (),
+        task: str = "",
+        patch: Patch | None = None,
+        *,
+        mend: Callable[[Any], Any] = lambda record: record,
+        named: str = "",
+    ):
+        _check_readable(path)
+        format = format_of(path, options.format)
+        self.path, self.options, self.tools, self.named = path, options, tools, named or str(path)
+        self.missing = set(options.columns.items())
+        found = ((line, mend(record)) for line, record in (patch or Patch()).applied(records(path, format)))
+        stream = _renamed(found, options, self.missing)
+        first = list(itertools.islice(stream, DETECTED_FROM))
+        if task == "classify" and options.format not in LAYOUTS:
+            self.layout, self.said = Layout(LABELLED), list[str]()
+        else:
+            self.layout, self.said = _layout(path, format, options, [record for _, record, _ in first])
+        self.stream = itertools.chain(first, stream)
+
+    def __iter__(self) -> Iterator[tuple[int, Row | BadRow, Any]]:
+        for line, record, own in self.stream:
+            where = f"{self.named}:{line}"
+            try:
+                if isinstance(record, Unreadable):
+                    raise RowError(record.reason)
+                row = self.layout.row(record, where)
+            except RowError as error:
+                yield line, BadRow(where, str(error), own.raw if isinstance(own, Unreadable) else own), own
+                continue
+            if self.tools and isinstance(row, Chat) and not row.tools:
+                row = replace(row, tools=self.tools)
+            yield line, row, own
+
+    def told(self, rows: int, bad: int) -> list[str]:
+        """What a person should be told when all has been read; InputError where there were no rows, or none with a
+        named column."""
+        path, said = self.path, []
+        if not rows and not bad:
+            raise InputError(t("{path}: the file has no rows", path=path))
+        if self.missing and rows:
+            names = ", ".join(f"{own} (data.columns.{name})" for name, own in sorted(self.missing))
+            raise InputError(t("{path}: no row has the column {names}", path=path, names=names))
+        if self.layout.unused:
+            said.append(t("{path}: keys not used: {keys}", path=path, keys=", ".join(sorted(self.layout.unused))))
+        if bad and self.options.skip_bad:
+            said.append(t("{path}: {count} bad rows left out, {rows} kept", path=path, count=bad, rows=rows))
+        return said
 
 
 def problem_of(record: Any, options: DataOptions, layout: str) -> str:
@@ -218,26 +247,25 @@ def _layout(path: Path, format: str, options: DataOptions, first: Sequence[Any])
 
 def _refuse_bad(sources: Sequence[Source], skip: bool) -> None:
     """InputError with the first bad rows and their count, unless they are to be skipped and something is left."""
-    bad = [row for source in sources for row in source.bad]
-    nothing_left = any(not source.rows for source in sources)
+    refuse_bad([(len(source.rows), len(source.bad), source.bad[:SHOWN_BAD_ROWS]) for source in sources], skip)
+
+
+def refuse_bad(found: Sequence[tuple[int, int, Sequence[object]]], skip: bool) -> None:
+    """The same for (good rows, bad rows, the first of these) of every source."""
+    bad, rows = sum(bad for _, bad, _ in found), sum(good + bad for good, bad, _ in found)
+    nothing_left = any(not good for good, _, _ in found)
     if not bad or (skip and not nothing_left):
         return
-    lines = [str(row) for row in bad[:SHOWN_BAD_ROWS]]
-    rows = sum(len(source.rows) for source in sources) + len(bad)
+    lines = [str(row) for _, _, first in found for row in first][:SHOWN_BAD_ROWS]
     if nothing_left:
-        lines.append(t("{bad} of {rows} rows are bad, and nothing would be left without them", bad=len(bad), rows=rows))
+        lines.append(t("{bad} of {rows} rows are bad, and nothing would be left without them", bad=bad, rows=rows))
     else:
-        lines.append(
-            t(
-                "{bad} of {rows} rows are bad; --skip-bad (data.skip_bad=true) goes on without them",
-                bad=len(bad),
-                rows=rows,
-            )
-        )
+        message = "{bad} of {rows} rows are bad; --skip-bad (data.skip_bad=true) goes on without them"
+        lines.append(t(message, bad=bad, rows=rows))
     raise InputError(lines)
 
 
-def _read_tools(path: str | None) -> tuple[Mapping[str, Any], ...]:
+def read_tools(path: str | None) -> tuple[Mapping[str, Any], ...]:
     if path is None:
         return ()
     _check_readable(Path(path))
@@ -337,7 +365,7 @@ class _Files:
 
     def __init__(self, options: DataOptions, generators: Generators, seed: int, task: str = "", *, keep: bool = False):
         self.options, self.generators, self.seed, self.task, self.keep = options, generators, seed, task, keep
-        self.tools = _read_tools(options.tools)
+        self.tools = read_tools(options.tools)
         self.patch = Patch.read(options.patch)
         self.sources: list[Source] = []
         self.problems: list[str] = []
