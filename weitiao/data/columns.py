@@ -57,7 +57,7 @@ class Writer:
     def append(self, **arrays: np.ndarray) -> None:
         """Numbers behind those of some columns."""
         for name, array in arrays.items():
-            content = memoryview(np.ascontiguousarray(array, dtype=self.kinds[name])).cast("B")
+            content = np.ascontiguousarray(array, dtype=self.kinds[name]).data.cast("B")
             try:
                 self.files[name].write(content)
             except OSError as error:

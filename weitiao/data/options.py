@@ -63,6 +63,11 @@ class DataOptions(Options):
     replay_share: float = Field(
         default=0.1, gt=0, lt=1, description="share of the mixed training rows that replayed ones make up"
     )
+    memory_map: Literal["auto", "on", "off"] = Field(
+        default="auto",
+        description="auto: rows of files of 64 MiB and more are made tokens on disk, once, and mapped from there, so "
+        "that they need not fit into memory; on: of any file; off: rows are held in memory",
+    )
     skip_bad: bool = Field(default=False, description="leave bad rows out, with a count, instead of stopping")
     allow_truncated: float = Field(default=0.01, ge=0, le=1, description="share of answers that max_length may cut")
     chat_template: str | None = Field(

@@ -110,7 +110,8 @@ def scan(
         source.rows.append(row)
         if keep:
             source.records.append(own)
-    source.said.extend(reader.told(len(source.rows), len(source.bad)))
+    counts = len(source.rows), len(source.bad)
+    source.said.extend([*reader.told(*counts), *left_out(path, *counts, options.skip_bad)])
     return source
 
 
@@ -167,9 +168,13 @@ class Reader:
             raise InputError(t("{path}: no row has the column {names}", path=path, names=names))
         if self.layout.unused:
             said.append(t("{path}: keys not used: {keys}", path=path, keys=", ".join(sorted(self.layout.unused))))
-        if bad and self.options.skip_bad:
-            said.append(t("{path}: {count} bad rows left out, {rows} kept", path=path, count=bad, rows=rows))
         return said
+
+
+def left_out(path: Path, rows: int, bad: int, skip: bool) -> list[str]:
+    """The sentence about bad rows that were skipped, if any were."""
+    message = "{path}: {count} bad rows left out, {rows} kept"
+    return [t(message, path=path, count=bad, rows=rows)] if bad and skip else []
 
 
 def problem_of(record: Any, options: DataOptions, layout: str) -> str:
@@ -328,7 +333,8 @@ def load(options: DataOptions, task: str, *, generators: Generators | None = Non
     given = {part: files.rows(name) for part, name in held_out.items() if isinstance(name, str)}
     files.report()
     if task == "sft":
-        _refuse_texts([*(row for _, row in drawn), *(row for rows in given.values() for row in rows)])
+        for row in itertools.chain((row for _, row in drawn), *given.values()):
+            refuse_text(row)
     shares = {part: share for part, share in held_out.items() if isinstance(share, float) and share}
     said = files.said
     if shares:
@@ -351,13 +357,18 @@ def _mixed(
     for place, row in drawn:
         rows[place].append(row)
     mixed = mix(rows, sources, seed)
-    message = "{path}: {rows} rows, seen {times} times: {taken} of {all}"
-    total = sum(map(len, mixed))
-    said = [
-        t(message, path=one.path, rows=len(own), times=f"{len(got) / max(1, len(own)):.3g}", taken=len(got), all=total)
-        for one, own, got in zip(sources, rows, mixed, strict=True)
+    return [row for part in mixed for row in part], mixed_said(sources, [*map(len, rows)], [*map(len, mixed)])
+
+
+def mixed_said(sources: Sequence[SourceOptions], rows: Sequence[int], taken: Sequence[int]) -> list[str]:
+    """What became of each source, where there is one with a repeat or weight: of its ``rows`` so many were taken."""
+    if all(one.repeat == 1 and one.weight is None for one in sources):
+        return []
+    message, total = "{path}: {rows} rows, seen {times} times: {taken} of {all}", sum(taken)
+    return [
+        t(message, path=one.path, rows=own, times=f"{got / max(1, own):.3g}", taken=got, all=total)
+        for one, own, got in zip(sources, rows, taken, strict=True)
     ]
-    return [row for part in mixed for row in part], said
 
 
 class _Files:
@@ -403,9 +414,9 @@ class _Files:
             raise InputError(problems)
 
 
-def _refuse_texts(rows: Sequence[Row]) -> None:
-    text = next((row for row in rows if isinstance(row, Text)), None)
-    if text is not None:
-        raise InputError(
-            t("{where}: is plain text; task sft needs questions and answers, task pretrain takes text", where=text.id)
-        )
+def refuse_text(row: Row, mark: str = "", path: Path = Path()) -> None:
+    """InputError for plain text; a ``mark`` in the row's name stands for the path."""
+    if isinstance(row, Text):
+        where = row.id.replace(mark, str(path), 1) if mark else row.id
+        message = "{where}: is plain text; task sft needs questions and answers, task pretrain takes text"
+        raise InputError(t(message, where=where))

@@ -84,8 +84,9 @@ class Bar:
 
 
 @contextmanager
-def counting(label: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar for anything that is counted: call what is yielded with (done, all). None where stderr is no terminal."""
+def counting(label: str) -> Iterator[Callable[[int, int | None], None]]:
+    """A bar for anything that is counted: call what is yielded with (done, all), all being None where it is not known.
+    None where stderr is no terminal."""
     if not sys.stderr.isatty():
         yield lambda done, total: None
         return
