@@ -223,7 +223,7 @@ class State:
         odd[:, 0] += start
         columns["odd"] = odd.reshape(-1)
         if job.seed is not None:
-            columns["place"] = np.array([place_of(group_of(row), job.seed) for row in rows])
+            columns["place"] = np.array([place_of(group_of(row), job.seed) for row in rows], np.float64)
         if job.mix_seed is not None:
             columns["content"] = np.array([place_of(content_of(row), job.mix_seed) for row in rows])
         writer.append(**columns)

@@ -17,6 +17,7 @@ from weitiao import config
 from weitiao.data import mapped
 from weitiao.data.batch import Example, lengths_of, trained_of
 from weitiao.data.labels import head_of, labelled
+from weitiao.data.remote import fetched
 from weitiao.data.render import Renderer, examples
 from weitiao.data.rows import Chat, Row, text_of
 from weitiao.data.sources import Generators, Splits
@@ -59,7 +60,7 @@ class Prepared:
 def prepare(recipe: Sections, generators: Generators, tokenizer_folder: Path) -> Prepared:
     """Base, tokenizer, rows, examples and plan. A tokenizer that is to be trained is written to ``tokenizer_folder``,
     or read from there if a former run of the recipe has left it."""
-    model, data, task = recipe.model, recipe.data, recipe.task
+    model, data, task = recipe.model, fetched(recipe.data), recipe.task
     new = model.config is not None
     base = base_folder(model) if not new or model.tokenizer is None else None
     if base is not None and not new and is_run(model.path):
