@@ -85,7 +85,13 @@ def test_everything_wrong_is_said_at_once(hub):
     with pytest.raises(InputError) as caught:
         texts(names)
     said = "\n".join(caught.value.problems)
-    for words in ("hub:OWNER/NAME", "org/nothing: no such", "train.csv, train.jsonl", "no file is called so", "RepoNotFound"):
+    for words in (
+        "hub:OWNER/NAME",
+        "org/nothing: no such",
+        "train.csv, train.jsonl",
+        "no file is called so",
+        "RepoNotFound",
+    ):
         assert words in said, said
 
 

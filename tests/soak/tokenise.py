@@ -22,7 +22,7 @@ from typing import Any
 
 WORDS = "酒店 价格 早餐 免费 北京 地铁 附近 景点 推荐 请问 可以 the room is cheap with a good breakfast 4.6".split()
 SHORT, USUAL = (2, 4), (8, 24)  # words of a row: of the five million; of those whose rate is measured
-BROKEN, RATE_ROWS, ROUNDS = 0.01, 50_000, 6
+BROKEN, RATE_ROWS, ROUNDS = 0.01, 20_000, 6
 
 
 def write(path: Path, rows: int, seed: int = 0, broken: float = BROKEN, words: tuple[int, int] = SHORT) -> int:
@@ -116,14 +116,31 @@ def rate(folder: str) -> dict[str, Any]:
 
 
 def train(path: str) -> dict[str, Any]:
-    """Three steps of a run on all of it, through the command itself."""
-    folder = Path(path).parent
-    words = ["train", f"data.train={path}", "data.skip_bad=true", "data.validation=0", "task.name=pretrain"]
-    words += ["train.max_steps=3", "train.save_every=none", "method.name=lora", f"output={folder / 'run'}"]
-    began = time.perf_counter()
-    done = subprocess.run([sys.executable, "-m", "weitiao", *words], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return {"seconds": round(time.perf_counter() - began, 1)}
+    """The plan, the rehearsal and three steps of a run on all of it."""
+    from weitiao.methods import METHODS
+    from weitiao.models.load import ModelOptions
+    from weitiao.models.load import load as load_model
+    from weitiao.models.shape import read as read_shape
+    from weitiao.models.shape import read_config
+    from weitiao.plan import phases
+    from weitiao.runs import Run
+    from weitiao.train.loop import fit
+    from weitiao.train.options import TrainOptions
+    from weitiao.train.rehearsal import rehearse
+    from weitiao.train.tasks import TaskOptions
+    from weitiao.weights.fetch import embedded
+
+    made, _ = load(path)
+    began, folder = time.perf_counter(), Path(path).parent / "run"
+    task, method = TaskOptions(name="pretrain").build(), METHODS["lora"]()
+    options = TrainOptions(max_steps=3, save_every="none", evaluate_every="none", best=None)
+    plan = phases.plan(
+        read_shape(read_config(embedded())), method, task, options, made.train, facts=phases.facts("float32", folder)
+    )
+    model = method.attach(load_model(ModelOptions(path=str(embedded()), dtype="float32")))
+    rehearse(model, method, task, made.train, options, 0)
+    done = fit(model, method, task, made.train, options, run=Run.create(folder, {}, overwrite=True))
+    return {"seconds": round(time.perf_counter() - began, 1), "steps": done.steps, "planned_steps": plan.steps}
 
 
 STAGES = {"refused": refused, "whole": whole, "second": whole, "right": right, "rate": rate, "train": train}
@@ -177,7 +194,7 @@ def main(rows: int = 5_000_000, folder: Path = Path("runs/soak-tokenise")) -> No
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--stage"]:
         found = STAGES[sys.argv[2]](sys.argv[3])
-        who = resource.RUSAGE_CHILDREN if sys.argv[2] == "train" else resource.RUSAGE_SELF
-        print(json.dumps(found | {"peak_mib": resource.getrusage(who).ru_maxrss >> 10}, ensure_ascii=False))
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+        print(json.dumps(found | {"peak_mib": peak}, ensure_ascii=False))
     else:
         main(*(kind(word) for kind, word in zip((int, Path), sys.argv[1:], strict=False)))
