@@ -28,7 +28,7 @@ from weitiao.data.columns import Writer, read
 from weitiao.data.examples import KINDS, SHOWN, worked
 from weitiao.data.options import DataOptions
 from weitiao.data.patch import Patch
-from weitiao.data.rows import Chat, Row, Text
+from weitiao.data.rows import Chat, Row, Text, text_of
 from weitiao.data.sources import BadRow, Reader, refuse_text
 from weitiao.data.spans import encode_texts
 from weitiao.data.split import content_of, group_of, place_of
@@ -41,8 +41,8 @@ from weitiao.weights.cache import digest
 if TYPE_CHECKING:
     from weitiao.data.render import Renderer
 
-ROWS_AT_ONCE = 4096
-ROWS_A_COMMIT = 16 * ROWS_AT_ONCE
+ROWS_AT_ONCE, CHARACTERS_AT_ONCE = 4096, 1 << 20  # whichever comes first: the library takes 150 bytes for a token
+ROWS_A_COMMIT, TOKENS_A_COMMIT = 16 * ROWS_AT_ONCE, 1 << 22
 MESSAGES = 200  # of a kind that a store keeps: which part a row falls to is not known yet
 HERE = "\0"  # stands for the file's path in what is stored: the same file may lie elsewhere next time
 UNCHANGED_NS = 2_000_000_000  # a file younger than this may change again within one tick of its clock
@@ -269,13 +269,14 @@ def _build(path: Path, job: Job, folder: Path) -> State:
     patch = Patch.read(job.options.patch)
     with Writer(folder, job.kinds()) as writer, ThreadPoolExecutor(1) as pool:
         state = State(**writer.facts)
+        if state.tools and not job.expects_tools:
+            raise ToolsMet
         _say_begin(path, state, folder)
         reader = Reader(path, job.options, job.tools, job.task, patch, named=HERE)
         deque(islice(reader.stream, state.read), maxlen=0)
         reader.layout.unused |= {*state.unused}
         pending: deque[tuple[Chunk, Future[Piece]]] = deque()
-        committed = state.rows
-        whole = True
+        committed, whole = (state.rows, writer.length("ids")), True
 
         def put() -> None:
             nonlocal committed
@@ -284,11 +285,12 @@ def _build(path: Path, job: Job, folder: Path) -> State:
             state.read, state.bad, state.first = chunk.read, chunk.bad, chunk.first
             if job.progress:
                 job.progress(state.rows, None)
-            if state.rows - committed >= ROWS_A_COMMIT or (state.tools and not job.expects_tools):
-                committed = state.rows
+            now, met = (state.rows, writer.length("ids")), bool(state.tools) and not job.expects_tools
+            if met or now[0] - committed[0] >= ROWS_A_COMMIT or now[1] - committed[1] >= TOKENS_A_COMMIT:
+                committed = now
                 state.unused = sorted(reader.layout.unused)
                 writer.commit(asdict(state))
-            if state.tools and not job.expects_tools:
+            if met:
                 raise ToolsMet
 
         last = before = Chunk(read=state.read, bad=state.bad, first=state.first)
@@ -315,7 +317,7 @@ def _build(path: Path, job: Job, folder: Path) -> State:
 
 def _chunks(reader: Reader, before: Chunk, task: str) -> Iterator[Chunk]:
     """The rows of a file, some at once, behind those that were read before."""
-    chunk = replace(before, rows=[])
+    chunk, characters = replace(before, rows=[]), 0
     for line, row, _ in reader:
         chunk.read += 1
         if isinstance(row, BadRow):
@@ -326,9 +328,10 @@ def _chunks(reader: Reader, before: Chunk, task: str) -> Iterator[Chunk]:
         if task == "sft":
             refuse_text(row, HERE, reader.path)
         chunk.rows.append(row)
-        if len(chunk.rows) == ROWS_AT_ONCE:
+        characters += len(row.text if isinstance(row, Text) else text_of(row))
+        if len(chunk.rows) == ROWS_AT_ONCE or characters >= CHARACTERS_AT_ONCE:
             yield chunk
-            chunk = replace(chunk, rows=[])
+            chunk, characters = replace(chunk, rows=[]), 0
     yield chunk
 
 
