@@ -84,6 +84,8 @@ class Store:
     def examples_of(self, rows: np.ndarray) -> np.ndarray:
         """The numbers of the examples of some rows, in the order of these."""
         ends = self.columns["row_end"]
+        if np.array_equal(ends, np.arange(1, len(ends) + 1)):
+            return rows  # one of each
         starts = np.concatenate([[0], ends[:-1]])[rows]
         counts = ends[rows] - starts
         return np.repeat(starts - np.cumsum(counts) + counts, counts) + np.arange(counts.sum())

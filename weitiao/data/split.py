@@ -131,7 +131,9 @@ def parts_of(places: np.ndarray, shares: Sequence[float]) -> np.ndarray:
             found[(found < 0) & (places >= low)] = part
     wanted = [part for part, share in enumerate(shares) if share > 0]
     found[found < 0] = wanted[-1]
-    if len({*np.unique(found)}) < len(wanted):  # so few rows that one part takes a group from another
+    if not np.bincount(found, minlength=len(shares))[
+        wanted
+    ].all():  # so few rows that one part takes a group from another
         part_of = _deal({str(place): place for place in places.tolist()}, shares)
         found = np.array([part_of[str(place)] for place in places.tolist()], dtype=np.int64)
     return found

@@ -128,7 +128,6 @@ class Piece:
 
     columns: dict[str, np.ndarray]
     rows: int
-    trained: bool
     messages: dict[str, list[tuple[int, str]]] = field(default_factory=dict)
     tools: dict[str, Any] = field(default_factory=dict)
 
@@ -163,7 +162,7 @@ def piece_of(rows: Sequence[Row], job: Job) -> Piece:
             messages.setdefault(kind, []).extend((place, line) for line in said)
     schemas = (schema for row in rows if isinstance(row, Chat) for schema in row.tools)
     tools = {json.dumps(schema, sort_keys=True, ensure_ascii=False): schema for schema in schemas}
-    return Piece(columns, len(rows), bool((columns["trained"] > 0).any()), messages, tools)
+    return Piece(columns, len(rows), messages, tools)
 
 
 def _of_texts(rows: Sequence[Row], ids: np.ndarray, lengths: np.ndarray, limit: int | None) -> Piece:
@@ -181,7 +180,7 @@ def _of_texts(rows: Sequence[Row], ids: np.ndarray, lengths: np.ndarray, limit: 
         "runs_end": np.zeros_like(sizes), "names_end": _ends(map(len, names)), "trained": sizes - 1,
         "row_end": np.cumsum(parts), "odd": empty,
     }  # fmt: skip
-    return Piece(columns, len(rows), True)
+    return Piece(columns, len(rows))
 
 
 def _ends(lengths: Iterable[int]) -> np.ndarray:
@@ -206,12 +205,10 @@ class State:
     rows: int = 0
     bad: int = 0
     first: list[tuple[int, str]] = field(default_factory=list)
-    trained: bool = False
     messages: dict[str, list[tuple[int, str]]] = field(default_factory=dict)
     tools: dict[str, Any] = field(default_factory=dict)
     unused: list[str] = field(default_factory=list)
     said: list[str] = field(default_factory=list)
-    problem: str = ""
     met: dict[str, int] = field(default_factory=dict)
 
     def put(self, piece: Piece, writer: Writer, rows: Sequence[Row], job: Job) -> None:
@@ -228,7 +225,6 @@ class State:
             columns["content"] = np.array([place_of(content_of(row), job.mix_seed) for row in rows])
         writer.append(**columns)
         self.rows += piece.rows
-        self.trained = self.trained or piece.trained
         self.tools |= piece.tools
         for kind, found in piece.messages.items():
             kept = self.messages.setdefault(kind, [])
