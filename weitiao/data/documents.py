@@ -62,8 +62,8 @@ def pieces(path: Path, size: int = SIZE) -> Iterator[Piece]:
 def _pdf(path: Path, size: int) -> Iterator[Piece]:
     """The pieces of every page; lines count from the page's first, and the page is the heading."""
     try:
-        from pypdf import PdfReader
-        from pypdf.errors import PyPdfError
+        from pypdf import PdfReader  # pyright: ignore[reportMissingImports]
+        from pypdf.errors import PyPdfError  # pyright: ignore[reportMissingImports]
     except ImportError:
         message = (
             '{path}: reading PDF needs pypdf: pip install "weitiao[pdf]"; or make it text: pdftotext -layout {path}'
