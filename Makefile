@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test matrix check-elsewhere soak-fetch soak-files soak-secrets lint base clean FORCE soak-kill soak-rot soak-disk soak-nan
+.PHONY: help setup demo test matrix check-elsewhere soak-fetch soak-files soak-secrets soak-tokenise lint base clean FORCE soak-kill soak-rot soak-disk soak-nan
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z -]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,6 +27,9 @@ matrix: setup ## every method on every model family and kind of base (an hour)
 
 soak-kill soak-rot soak-disk soak-nan: setup ## runs hit at random instants, bits, bytes and steps (docs: reliability)
 	$(BIN)/python -m tests.soak.$(@:soak-%=%)
+
+soak-tokenise: setup ## five million rows to tokens: memory, a kill, broken lines, the second run, the rate
+	$(BIN)/python -m tests.soak.tokenise
 
 check-elsewhere: setup ## adapters saved here, loaded by PEFT in another environment (OTHER=its/bin/python): the same logits?
 	rm -rf runs/elsewhere

@@ -183,6 +183,20 @@ def test_nothing_is_left_and_nothing_lost_when_the_input_is_bad(values: dict, tm
     assert not (tmp_path / "other").exists()
 
 
+@pytest.mark.parametrize("task", [{"name": "sft"}, {"name": "pretrain"}, {"name": "pretrain", "pack_tokens": 16}])
+def test_rows_on_disk_train_as_rows_in_memory(values: dict, tmp_path: Path, task: dict, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    new = {"model": {"config": LLAMA, "tokenizer": {"kind": "bpe", "vocab_size": 400}}, "method": {"name": "full"}}
+    values = values | {"task": task} | (new if task["name"] == "pretrain" else {})
+    losses = []
+    for way in ("off", "on", "on"):
+        data, output = values["data"] | {"memory_map": way}, str(tmp_path / f"run-{len(losses)}")
+        done = run(Recipe.model_validate(values | {"data": data, "output": output}))
+        losses.append([(line.get("loss"), line.get("validation"), line.get("tokens")) for line in done.run.metrics()])
+    assert losses[0] == losses[1] == losses[2] and losses[0]
+    assert (tmp_path / "cache" / "weitiao" / "tokens").is_dir()
+
+
 def test_overwrite_starts_anew(values: dict, tmp_path: Path):
     first = run(Recipe.model_validate(values))
     values["train"] |= {"epochs": 1}

@@ -74,9 +74,9 @@ def t(english: str, **values: object) -> str:
     return text.format(**values) if values else text
 
 
-def first_of(problems: Sequence[str], shown: int = 20) -> list[str]:
-    """The first ``shown`` problems of one kind, and how many more there are."""
-    rest = len(problems) - shown
+def first_of(problems: Sequence[str], shown: int = 20, count: int | None = None) -> list[str]:
+    """The first ``shown`` problems of one kind, and how many more of ``count`` (all that are given) there are."""
+    rest = (len(problems) if count is None else count) - min(shown, len(problems))
     return [*problems[:shown], *([t("… and {count} more of this kind", count=rest)] if rest > 0 else [])]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +20,7 @@ from weitiao.data.rewrite import questions, rewritten
 from weitiao.data.rows import Call, Chat, Message
 from weitiao.data.sources import DataOptions, read
 from weitiao.data.truth import differences, place_of, wanted
+from weitiao.errors import InputError
 
 KEY = "sk-this-is-secret"
 
@@ -244,4 +246,42 @@ def test_answers_that_the_text_does_not_bear_out_are_rejected(stub: Any, tmp_pat
     pdf.write_bytes(b"%PDF")
     capsys.readouterr()
     assert main(["data", "augment", str(pdf), "--by", "questions", "--output", str(output), "--overwrite"]) == 2
-    assert "pdftotext" in capsys.readouterr().err
+    assert "pdf" in capsys.readouterr().err.lower()
+
+
+def pdf(*pages: str) -> bytes:
+    """A PDF with these words on its pages, written by hand as its specification has it."""
+    streams = [f"BT /F1 12 Tf 20 100 Td ({words}) Tj ET".encode() for words in pages]
+    kids = " ".join(f"{4 + 2 * number} 0 R" for number in range(len(pages)))
+    objects = [b"<</Type/Catalog/Pages 2 0 R>>", f"<</Type/Pages/Count {len(pages)}/Kids[{kids}]>>".encode(),
+               b"<</Type/Font/Subtype/Type1/BaseFont/Helvetica>>"]  # fmt: skip
+    for number, stream in enumerate(streams):
+        page = f"<</Type/Page/Parent 2 0 R/MediaBox[0 0 300 200]/Contents {5 + 2 * number} 0 R"
+        objects.append(f"{page}/Resources<</Font<</F1 3 0 R>>>>>>".encode())
+        objects.append(b"<</Length %d>>stream\n%s\nendstream" % (len(stream), stream))
+    body, places = b"%PDF-1.4\n", []
+    for number, content in enumerate(objects, 1):
+        places.append(len(body))
+        body += b"%d 0 obj%s\nendobj\n" % (number, content)
+    table = b"".join(b"%010d 00000 n \n" % place for place in places)
+    size = len(objects) + 1
+    end = b"xref\n0 %d\n0000000000 65535 f \n%strailer<</Size %d/Root 1 0 R>>\nstartxref\n%d\n%%%%EOF"
+    return body + end % (size, table, size, len(body))
+
+
+def test_a_pdf_is_read_page_by_page_or_says_what_is_missing(tmp_path, monkeypatch):
+    file = tmp_path / "manual.pdf"
+    file.write_bytes(pdf("Breakfast is from seven.", "", "The pool is closed."))
+    monkeypatch.setitem(sys.modules, "pypdf", None)
+    with pytest.raises(InputError, match=r"pip install .weitiao\[pdf\]"):
+        list(pieces(file))
+    monkeypatch.delitem(sys.modules, "pypdf")
+    pytest.importorskip("pypdf")
+    found = [(piece.text, piece.heading, piece.lines) for piece in pieces(file)]
+    assert found == [("Breakfast is from seven.", "page 1", (1, 1)), ("The pool is closed.", "page 3", (1, 1))]
+    file.write_bytes(pdf(""))
+    with pytest.raises(InputError, match="no text"):
+        list(pieces(file))
+    file.write_bytes(b"%PDF-1.4 and then nothing")
+    with pytest.raises(InputError, match="not a PDF"):
+        list(pieces(file))

@@ -14,9 +14,9 @@ the short calls, then all the long answers), and a step would no longer be an ev
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, overload
 
 import numpy as np
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import torch
 
 SPREAD = 4  # times the bound that a micro-batch without padding may have with it: embeddings and the last norm have it
+COMPARED = 500_000  # rows at most whose beginnings are compared
 START_TOKENS = 128  # what starting one more micro-batch costs: padding below it is cheaper than a cut
 
 
@@ -65,8 +66,43 @@ class Batch:
         return Batch(self.ids.to(device), self.mask.to(device), self.attention.to(device), labels)
 
 
+def lengths_of(examples: Sequence[Example]) -> np.ndarray:
+    """The tokens of every example, int64 [rows]; of mapped ones without looking at them."""
+    known = getattr(examples, "lengths", None)
+    return np.array([len(example) for example in examples] if known is None else known, dtype=np.int64)
+
+
+def trained_of(examples: Sequence[Example]) -> np.ndarray:
+    """The trained tokens of every example, int64 [rows]; of mapped ones without looking at them."""
+    known = getattr(examples, "trained", None)
+    return np.array([example.trained_tokens for example in examples] if known is None else known, dtype=np.int64)
+
+
+class Steps(Sequence[list[list[int]]]):
+    """The steps of an epoch, each cut into micro-batches when it is asked for: there may be a million."""
+
+    def __init__(self, order: np.ndarray, size: int, cut: Callable[[list[int]], list[list[int]]]):
+        self.order, self.size, self.cut = order, size, cut
+
+    def __len__(self) -> int:
+        return -(-len(self.order) // self.size)
+
+    @overload
+    def __getitem__(self, index: int) -> list[list[int]]: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[list[list[int]]]: ...
+    def __getitem__(self, index: int | slice) -> list[list[int]] | list[list[list[int]]]:
+        if isinstance(index, slice):
+            return [self[place] for place in range(*index.indices(len(self)))]
+        start = range(len(self))[index] * self.size
+        return self.cut(self.order[start : start + self.size].tolist())
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Steps) and list(self) == list(other)
+
+
 def plan_epoch(
-    lengths: Sequence[int],
+    lengths: Sequence[int] | np.ndarray,
     batch_size: int,
     micro_batch_tokens: int | None,
     seed: int,
@@ -75,7 +111,7 @@ def plan_epoch(
     padded: bool = True,
     shared: Sequence[int] | None = None,
     processes: int = 1,
-) -> list[list[list[int]]]:
+) -> Steps:
     """The epoch as steps, each a list of micro-batches, each a list of indices into ``lengths``.
 
     Every row occurs exactly once; every step but the last has ``batch_size`` rows. A micro-batch holds at most
@@ -87,17 +123,19 @@ def plan_epoch(
     """
     if batch_size < 1 or (micro_batch_tokens is not None and micro_batch_tokens < 1):
         raise InputError(t("batch_size and micro_batch_tokens must be at least 1"))
-    order = np.random.default_rng((seed, epoch)).permutation(len(lengths)).tolist()
-    steps = []
-    for start in range(0, len(order), batch_size):
-        hands = deal(order[start : start + batch_size], lengths, processes)
-        parts = [micro_batches(hand, lengths, micro_batch_tokens, padded, shared) for hand in hands]
+    order = np.random.default_rng((seed, epoch)).permutation(len(lengths))
+
+    def cut(rows: list[int]) -> list[list[int]]:
+        tokens = {row: int(lengths[row]) for row in rows}
+        hands = deal(rows, tokens, processes)
+        parts = [micro_batches(hand, tokens, micro_batch_tokens, padded, shared) for hand in hands]
         most = max(map(len, parts))
-        steps.append([part[number] if number < len(part) else [] for number in range(most) for part in parts])
-    return steps
+        return [part[number] if number < len(part) else [] for number in range(most) for part in parts]
+
+    return Steps(order, batch_size, cut)
 
 
-def deal(rows: Sequence[int], lengths: Sequence[int], processes: int) -> list[list[int]]:
+def deal(rows: Sequence[int], lengths: Mapping[int, int] | Sequence[int], processes: int) -> list[list[int]]:
     """``rows`` in as many parts, of as many rows and about as many tokens each: the longest are dealt first, and every
     other round backwards."""
     if processes == 1:
@@ -113,7 +151,7 @@ def deal(rows: Sequence[int], lengths: Sequence[int], processes: int) -> list[li
 
 def micro_batches(
     rows: Sequence[int],
-    lengths: Sequence[int],
+    lengths: Sequence[int] | Mapping[int, int],
     bound: int | None,
     padded: bool = True,
     shared: Sequence[int] | None = None,
@@ -155,7 +193,7 @@ def micro_batches(
     return batches[::-1]
 
 
-def _fits(rows: Sequence[int], lengths: Sequence[int], bound: int | None, padded: bool) -> bool:
+def _fits(rows: Sequence[int], lengths: Mapping[int, int] | Sequence[int], bound: int | None, padded: bool) -> bool:
     """Whether all of ``rows``, the longest first, may be one micro-batch."""
     spread = len(rows) * padded_length(lengths[rows[0]])
     return bound is None or (spread if padded else max(sum(lengths[row] for row in rows), spread // SPREAD)) <= bound
@@ -163,10 +201,13 @@ def _fits(rows: Sequence[int], lengths: Sequence[int], bound: int | None, padded
 
 def shared_tokens(examples: Sequence[Example]) -> np.ndarray:
     """What examples have in common in front, such as a system prompt, int64 [rows]: one number for all that begin with
-    those tokens, most of the largest group that begins alike, and 0 for the others."""
+    those tokens, most of the largest group that begins alike, and 0 for the others, and for all of very many. How rows
+    are cut into micro-batches depends on it; what these have in common is found again in each."""
     from weitiao.models.prefixes import LEAST, common
 
     found = np.zeros(len(examples), dtype=np.int64)
+    if len(examples) > COMPARED:  # to look at each would take longer than a start may
+        return found
     groups: dict[bytes, list[int]] = {}
     for row, example in enumerate(examples):
         groups.setdefault(example.ids[:LEAST].tobytes(), []).append(row)
@@ -207,7 +248,41 @@ def collate(examples: Sequence[Example], pad_id: int, positions: int | None = No
     return Batch(torch.from_numpy(ids), torch.from_numpy(mask), torch.from_numpy(attention), labels)
 
 
-def pack(examples: Sequence[Example], length: int, *, seed: int, epoch: int) -> list[Example]:
+class Packed(Sequence[Example]):
+    """Documents laid end to end in ``order`` and cut into rows of ``length`` tokens, each made when it is asked for."""
+
+    def __init__(self, examples: Sequence[Example], order: np.ndarray, length: int):
+        self.examples, self.order, self.length = examples, order, length
+        self.ends = np.cumsum(lengths_of(examples)[order])
+        self.tokens = int(self.ends[-1]) if len(order) else 0
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of every row."""
+        starts = np.arange(len(self)) * self.length
+        return np.minimum(self.length, self.tokens - starts)
+
+    def __len__(self) -> int:
+        return -(-max(self.tokens - 1, 0) // self.length)
+
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Example]: ...
+    def __getitem__(self, index: int | slice) -> Example | list[Example]:
+        if isinstance(index, slice):
+            return [self[place] for place in range(*index.indices(len(self)))]
+        row = range(len(self))[index]
+        start, end = row * self.length, min((row + 1) * self.length, self.tokens)
+        first, last = np.searchsorted(self.ends, [start, end - 1], "right").tolist()
+        parts = [self.examples[place] for place in self.order[first : last + 1].tolist()]
+        skipped = start - (int(self.ends[first - 1]) if first else 0)
+        ids, mask = (np.concatenate([getattr(part, name) for part in parts]) for name in ("ids", "mask"))
+        own = slice(skipped, skipped + end - start)
+        return Example(ids[own], mask[own], f"packed:{row}")
+
+
+def pack(examples: Sequence[Example], length: int, *, seed: int, epoch: int) -> Packed:
     """Documents laid end to end and cut into rows of ``length`` tokens (the last row may be shorter), in an order drawn
     from ``seed`` and ``epoch``. No token is lost or repeated, except that a single one left over at the very end, which
     nothing could predict, is dropped. The eos that ends every document separates it from the next; attention is not
@@ -215,12 +290,4 @@ def pack(examples: Sequence[Example], length: int, *, seed: int, epoch: int) -> 
     """
     if length < 2:
         raise InputError(t("packed rows need at least 2 tokens, not {length}", length=length))
-    if not examples:
-        return []
-    order = np.random.default_rng((seed, epoch)).permutation(len(examples))
-    ids = np.concatenate([examples[i].ids for i in order])
-    mask = np.concatenate([examples[i].mask for i in order])
-    return [
-        Example(ids[start : start + length], mask[start : start + length], f"packed:{start // length}")
-        for start in range(0, len(ids) - 1, length)
-    ]
+    return Packed(examples, np.random.default_rng((seed, epoch)).permutation(len(examples)), length)

@@ -38,12 +38,13 @@ class Piece:
 
 
 def pieces(path: Path, size: int = SIZE) -> Iterator[Piece]:
-    """The pieces of a txt or md file, in order. InputError for other kinds, and for text that is not UTF-8."""
+    """The pieces of a txt, md or pdf file, in order. InputError for other kinds, for text that is not UTF-8, and for a
+    PDF that cannot be read or has no text."""
     if path.suffix.lower() == ".pdf":
-        message = "{path}: no library here reads PDF; make it text first: pdftotext -layout {path}"
-        raise InputError(t(message, path=path))
+        yield from _pdf(path, size)
+        return
     if path.suffix.lower() not in (".txt", ".md", ".markdown"):
-        raise InputError(t("{path}: documents are txt or md files", path=path))
+        raise InputError(t("{path}: documents are txt, md or pdf files", path=path))
     try:
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
@@ -56,6 +57,30 @@ def pieces(path: Path, size: int = SIZE) -> Iterator[Piece]:
             body = "\n".join(lines[first:last]).strip()
             if body:
                 yield Piece(str(path), body, (start + first + 1, start + last), heading)
+
+
+def _pdf(path: Path, size: int) -> Iterator[Piece]:
+    """The pieces of every page; lines count from the page's first, and the page is the heading."""
+    try:
+        from pypdf import PdfReader  # pyright: ignore[reportMissingImports]
+        from pypdf.errors import PyPdfError  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        message = (
+            '{path}: reading PDF needs pypdf: pip install "weitiao[pdf]"; or make it text: pdftotext -layout {path}'
+        )
+        raise InputError(t(message, path=path)) from None
+    try:
+        pages = [page.extract_text() for page in PdfReader(path).pages]
+    except (OSError, PyPdfError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise InputError(t("{path}: not a PDF that can be read: {reason}", path=path, reason=error)) from None
+    if not any(text.strip() for text in pages):
+        message = "{path}: its pages have no text, only pictures; recognise it first: ocrmypdf {path} OUT.pdf"
+        raise InputError(t(message, path=path))
+    for number, text in enumerate(pages, 1):
+        lines = text.splitlines()
+        for first, last in _cut(lines, size):
+            if body := "\n".join(lines[first:last]).strip():
+                yield Piece(str(path), body, (first + 1, last), t("page {number}", number=number))
 
 
 def _sections(lines: list[str], markdown: bool) -> Iterator[tuple[int, list[str], str]]:

@@ -6,6 +6,7 @@ train[0].ids, train.truncated, train.trained_tokens
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeGuard, overload
@@ -22,7 +23,9 @@ if TYPE_CHECKING:
     from weitiao.data.sources import DataOptions
 
 ROWS_AT_ONCE = 256
-SHOWN = 5  # rows left out that a notice names
+SHOWN = 20  # messages of a kind
+SHOWN_LEFT_OUT = 5  # rows left out that a notice names
+KINDS = ("refused", "empty", "cut", "several", "words_lost", "system")
 
 
 @dataclass(frozen=True)
@@ -67,15 +70,32 @@ class Examples(Sequence[Example]):
 
 
 @dataclass
-class _Work:
-    """What goes wrong on the way, by kind, and the examples so far."""
+class Work:
+    """What became of rows: their examples, how often each of KINDS happened, and the first messages about it."""
 
     items: list[Example] = field(default_factory=list)
-    refused: list[str] = field(default_factory=list)
-    empty: list[str] = field(default_factory=list)
-    cut: list[str] = field(default_factory=list)
-    several: int = 0
-    words_lost: int = 0
+    counts: Counter[str] = field(default_factory=Counter)
+    messages: dict[str, list[str]] = field(default_factory=dict)
+    trained: bool = False
+
+    def note(self, kind: str, message: str = "", count: int = 1) -> None:
+        """That something happened; the first messages are kept."""
+        self.counts[kind] += count
+        if message and len(kept := self.messages.setdefault(kind, [])) < SHOWN:
+            kept.append(message)
+
+    def first(self, kind: str) -> list[str]:
+        """The first messages, and how many more there are."""
+        return first_of(self.messages.get(kind, []), SHOWN, self.counts[kind])
+
+    def add(self, other: Work) -> None:
+        """What became of the next rows."""
+        self.items += other.items
+        self.trained = self.trained or any(example.trained_tokens for example in other.items)
+        self.counts.update(other.counts)
+        for kind, messages in other.messages.items():
+            kept = self.messages.setdefault(kind, [])
+            kept += messages[: SHOWN - len(kept)]
 
 
 def examples(
@@ -96,25 +116,35 @@ def examples(
     InputError, every problem at once: rows that the template refuses; rows in which nothing is trained (both are left
     out, and counted, under ``options.skip_bad``); more than ``options.allow_truncated`` of the answers cut.
     """
-    work, limit = _Work(), _limit(renderer, options, max_positions)
-    train_on = "all" if task == "pretrain" else options.train_on
+    work, limit = Work(), limit_of(renderer, options, max_positions)
     for start in range(0, len(rows), ROWS_AT_ONCE):
         some = rows[start : start + ROWS_AT_ONCE]
-        for place, made in zip(range(start, start + len(some)), _rendered(some, renderer, train_on), strict=True):
-            name = rows[place].id or t("row {number}", number=place + 1)
-            if isinstance(made, InputError):
-                work.refused += [f"{name}: {problem}" for problem in made.problems]
-            else:
-                _add(work, name, made, limit, task)
-                work.words_lost += _mixed(row := rows[place]) and renderer.left_out(row)
+        for made in worked(some, renderer, options, task, limit, start):
+            work.add(made)
         if progress:
             progress(start + len(some), len(rows))
-    if renderer.folds_system and any(map(_has_system, rows)):
-        system = [t("the chat template has no system turn; its text is put before the first question")]
-    else:
-        system = []
-    _complain(work, options, limit)
-    return Examples(work.items, len(rows), len(work.cut), len(work.empty), system + _said(work, limit))
+    complain(work, options, limit, len(work.items))
+    said = told(work, options, limit)
+    return Examples(work.items, len(rows), work.counts["cut"], work.counts["empty"], said)
+
+
+def worked(
+    rows: Sequence[Row], renderer: Renderer, options: DataOptions, task: str, limit: int | None, start: int = 0
+) -> Iterator[Work]:
+    """What becomes of each of some rows, the first of which is number ``start``."""
+    train_on = "all" if task == "pretrain" else options.train_on
+    for number, (row, made) in enumerate(zip(rows, _rendered(rows, renderer, train_on), strict=True), start + 1):
+        work, name = Work(), row.id or t("row {number}", number=number)
+        if isinstance(made, InputError):
+            for problem in made.problems:
+                work.note("refused", f"{name}: {problem}")
+        else:
+            _add(work, name, made, limit, reason_of(options), task)
+            if _mixed(row) and renderer.left_out(row):
+                work.note("words_lost")
+        if renderer.folds_system and _has_system(row):
+            work.note("system")
+        yield work
 
 
 def _rendered(rows: Sequence[Row], renderer: Renderer, train_on: str) -> list[list[Rendered] | InputError]:
@@ -132,101 +162,98 @@ def _rendered(rows: Sequence[Row], renderer: Renderer, train_on: str) -> list[li
     return found
 
 
-@dataclass(frozen=True)
-class _Limit:
-    """``tokens`` that an example may have, or None for any number; ``reason`` and ``mend`` are messages: what sets the
-    limit, and what to do where it is too low."""
-
-    tokens: int | None
-    reason: str = "the model's positions"
-    mend: str = "take a base with more of them, shorten the rows, or allow it"
-
-    @property
-    def said(self) -> dict[str, object]:
-        """The slots of a message about it."""
-        return {"limit": self.tokens, "reason": t(self.reason)}
-
-
-def _limit(renderer: Renderer, options: DataOptions, max_positions: int | None) -> _Limit:
-    """What bounds an example; InputError for a ``max_length`` beyond the model."""
+def limit_of(renderer: Renderer, options: DataOptions, max_positions: int | None) -> int | None:
+    """Tokens that an example may have; None: any number."""
+    tokenizer_limit = renderer.tokenizer.model_max_length
+    most = max_positions or (tokenizer_limit if tokenizer_limit < 1e9 else None)
     if options.max_length == "auto":
-        tokenizer_limit = renderer.tokenizer.model_max_length
-        return _Limit(max_positions or (tokenizer_limit if tokenizer_limit < 1e9 else None))
+        return most
     if max_positions is not None and options.max_length > max_positions:
         message = "data.max_length: {length} is more than the {most} positions of the model"
         raise InputError(t(message, length=options.max_length, most=max_positions))
-    return _Limit(options.max_length, "data.max_length", "raise data.max_length, or allow it")
+    return options.max_length
 
 
-def _add(work: _Work, name: str, made: Sequence[Rendered], limit: _Limit, task: str) -> None:
-    work.several += len(made) > 1
+def _add(work: Work, name: str, made: Sequence[Rendered], limit: int | None, reason: str, task: str) -> None:
+    if len(made) > 1:
+        work.note("several")
     if not made:
-        work.empty.append(t("{row}: no token is trained (there is no assistant turn to train on)", row=name))
+        work.note("empty", t("{row}: no token is trained (there is no assistant turn to train on)", row=name))
     for number, rendered in enumerate(made, 1):
         own = f"{name}#{number}" if len(made) > 1 else name
         ids, mask = np.array(rendered.ids, dtype=np.int32), np.array(rendered.mask, dtype=bool)
-        if task == "pretrain" and limit.tokens is not None and len(ids) > limit.tokens:
-            parts = -(-len(ids) // limit.tokens)
+        if task == "pretrain" and limit is not None and len(ids) > limit:
+            parts = -(-len(ids) // limit)
             pairs = zip(np.array_split(ids, parts), np.array_split(mask, parts), strict=True)
             work.items += [Example(*pair, f"{own}:{part}") for part, pair in enumerate(pairs, 1)]
             continue
-        example = Example(ids[: limit.tokens], mask[: limit.tokens], own)
+        example = Example(ids[:limit], mask[:limit], own)
         lost = int(mask[len(example) :].sum())
         if example.trained_tokens:
             work.items.append(example)
             if lost:
                 cut = "{row}: {tokens} tokens, of which {limit} fit ({reason}): {lost} of the answer are cut off"
-                work.cut.append(t(cut, row=own, tokens=len(ids), lost=lost, **limit.said))
+                work.note("cut", t(cut, row=own, tokens=len(ids), limit=limit, lost=lost, reason=reason))
         elif lost:
             empty = "{row}: no token is trained: the prompt alone has {tokens} tokens, and {limit} fit ({reason})"
-            work.empty.append(t(empty, row=own, tokens=int(mask.argmax()), **limit.said))
+            work.note("empty", t(empty, row=own, tokens=int(mask.argmax()), limit=limit, reason=reason))
         else:
-            work.empty.append(t("{row}: no token is trained", row=own))
+            work.note("empty", t("{row}: no token is trained", row=own))
 
 
-def _complain(work: _Work, options: DataOptions, limit: _Limit) -> None:
-    """Raise one InputError with everything that is wrong."""
-    problems = []
-    bad, total = len(work.refused) + len(work.empty), len(work.items) + len(work.empty)
+def reason_of(options: DataOptions) -> str:
+    """What sets the limit of an example's tokens."""
+    return t("the model's positions") if options.max_length == "auto" else t("data.max_length")
+
+
+def complain(work: Work, options: DataOptions, limit: int | None, examples: int) -> None:
+    """Raise one InputError with everything that is wrong with the rows of so many ``examples``."""
+    problems, counts = [], work.counts
+    bad, total = counts["refused"] + counts["empty"], examples + counts["empty"]
     if bad and not options.skip_bad:
-        if work.items:
+        if examples:
             message = "{bad} of {rows} rows are bad; --skip-bad (data.skip_bad=true) goes on without them"
         else:
             message = "{bad} of {rows} rows are bad, and nothing would be left without them"
-        last = t(message, bad=bad, rows=bad + len(work.items))
-        problems += [*first_of(work.refused), *first_of(work.empty), last]
-    if total and len(work.cut) / total > options.allow_truncated:
+        problems += [*work.first("refused"), *work.first("empty"), t(message, bad=bad, rows=bad + examples)]
+    if total and counts["cut"] / total > options.allow_truncated:
         message = (
             "{cut} of {total} examples lose a part of their answer: {limit} tokens fit ({reason}), and "
             "data.allow_truncated is {allowed}; {mend}"
         )
-        slots = {**limit.said, "allowed": options.allow_truncated, "mend": t(limit.mend)}
-        problems.append(t(message, cut=len(work.cut), total=total, **slots))
-        problems += first_of(work.cut)
-    if not problems and not any(example.trained_tokens for example in work.items):
+        if options.max_length == "auto":
+            mend = t("take a base with more of them, shorten the rows, or allow it")
+        else:
+            mend = t("raise data.max_length, or allow it")
+        slots = {"limit": limit, "reason": reason_of(options), "allowed": options.allow_truncated, "mend": mend}
+        problems += [t(message, cut=counts["cut"], total=total, **slots), *work.first("cut")]
+    if not problems and not work.trained:
         problems.append(t("there is nothing to train on: no row has a trained token"))
     if problems:
         raise InputError(problems)
 
 
-def _said(work: _Work, limit: _Limit) -> list[str]:
-    said = []
-    if work.several:
+def told(work: Work, options: DataOptions, limit: int | None) -> list[str]:
+    """What a person should be told about the rows."""
+    said, counts = [], work.counts
+    if counts["system"]:
+        said.append(t("the chat template has no system turn; its text is put before the first question"))
+    if counts["several"]:
         several = (
             "{rows} conversations became one example per assistant turn: this chat template or tokenizer writes "
             "earlier turns differently once a conversation goes on"
         )
-        said.append(t(several, rows=work.several))
-    if work.words_lost:
+        said.append(t(several, rows=counts["several"]))
+    if counts["words_lost"]:
         lost = "in {rows} conversations the chat template leaves out the words of a turn that also calls a tool"
-        said.append(t(lost, rows=work.words_lost))
-    if work.cut:
+        said.append(t(lost, rows=counts["words_lost"]))
+    if counts["cut"]:
         cut = "{limit} tokens fit ({reason}), which cuts the answers of {cut} examples"
-        said.append(t(cut, cut=len(work.cut), **limit.said))
-    if left_out := [*work.refused, *work.empty]:
+        said.append(t(cut, cut=counts["cut"], limit=limit, reason=reason_of(options)))
+    if left_out := counts["refused"] + counts["empty"]:
         message = "{rows} rows left out (skip_bad): refused by the template or nothing to train"
-        said.append(t(message, rows=len(left_out)))
-        said += first_of([f"  {line}" for line in left_out], SHOWN)
+        lines = [*work.messages.get("refused", []), *work.messages.get("empty", [])]
+        said += [t(message, rows=left_out), *first_of([f"  {line}" for line in lines], SHOWN_LEFT_OUT, left_out)]
     return said
 
 

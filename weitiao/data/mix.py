@@ -61,17 +61,19 @@ def mix(
     seed: int = 0,
     *,
     rows: int | None = None,
-    content: Callable[[Any], str] = content_of,
+    place: Callable[[Any], float] | None = None,
 ) -> list[list[RowT]]:
-    """The rows of every source that are taken, in their order, a repeated row beside itself. See :func:`counts`."""
+    """The rows of every source that are taken, in their order, a repeated row beside itself. See :func:`counts`.
+    ``place``: the number in [0, 1) that decides for a row; from what it says, unless it is given."""
+    place = place or (lambda row: place_of(content_of(row), seed))
     taken = counts([len(part) for part in parts], sources, rows)
-    return [_taken(part, count, seed, content) for part, count in zip(parts, taken, strict=True)]
+    return [_taken(part, count, place) for part, count in zip(parts, taken, strict=True)]
 
 
-def _taken(part: Sequence[RowT], count: int, seed: int, content: Callable[[Any], str]) -> list[RowT]:
+def _taken(part: Sequence[RowT], count: int, rank: Callable[[Any], float]) -> list[RowT]:
     """Each row as often as all can be, and those with the lowest hashes once more."""
     times, rest = divmod(count, max(1, len(part)))
-    order = sorted(range(len(part)), key=lambda place: place_of(content(part[place]), seed)) if rest else []
+    order = sorted(range(len(part)), key=lambda place: rank(part[place])) if rest else []
     once_more = set(order[:rest])
     return [row for place, row in enumerate(part) for _ in range(times + (place in once_more))]
 
@@ -103,7 +105,7 @@ def verb(
     for line in (line for source in sources for line in source.said):
         print(line, file=sys.stderr)
     pairs = _pairs(sources)
-    mixed = mix(pairs, wanted, seed, rows=rows, content=lambda pair: content_of(pair[0]))
+    mixed = mix(pairs, wanted, seed, rows=rows, place=lambda pair: place_of(content_of(pair[0]), seed))
     lines = [json.dumps(own, ensure_ascii=False, default=str) + "\n" for part in mixed for _, own in part]
     random.Random(f"mix {seed}").shuffle(lines)
     write_atomic(output, "".join(lines))

@@ -17,7 +17,7 @@ from weitiao.errors import t
 class SourceOptions(Options):
     """One source of training rows, and how much of it is taken."""
 
-    path: str = Field(description="a file of rows, or generate:NAME")
+    path: str = Field(description="a file of rows, a link to one, hub:OWNER/NAME[:FILE or SPLIT], or generate:NAME")
     repeat: float = Field(
         default=1.0, gt=0, description="how often each of its rows is seen; 0.5 takes a half of them, 3 each one thrice"
     )
@@ -31,8 +31,9 @@ class DataOptions(Options):
 
     train: str | list[str | SourceOptions] | None = Field(
         default=None,
-        description="files of training rows, or generate:NAME; in a list also {path, repeat, weight}: how often a row"
-        " is seen, and the source's share of all rows",
+        description="files of training rows, links to files, hub:OWNER/NAME[@REVISION][:FILE or SPLIT], or "
+        "generate:NAME; in a list also {path, repeat, weight}: how often a row is seen, and the source's share of all "
+        "rows",
     )
     validation: float | str | None = Field(
         default=0.1, description="share of the training rows, or a file; none: 0 or null"
@@ -62,6 +63,11 @@ class DataOptions(Options):
     )
     replay_share: float = Field(
         default=0.1, gt=0, lt=1, description="share of the mixed training rows that replayed ones make up"
+    )
+    memory_map: Literal["auto", "on", "off"] = Field(
+        default="auto",
+        description="auto: rows of files of 64 MiB and more are made tokens on disk, once, and mapped from there, so "
+        "that they need not fit into memory; on: of any file; off: rows are held in memory",
     )
     skip_bad: bool = Field(default=False, description="leave bad rows out, with a count, instead of stopping")
     allow_truncated: float = Field(default=0.01, ge=0, le=1, description="share of answers that max_length may cut")

@@ -11,30 +11,30 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from weitiao import config
 from weitiao.config import build
+from weitiao.data import remote
 from weitiao.data.bad import BadRow, counted, listed
-from weitiao.data.formats import SEPARATORS, Unreadable, format_of, records, separator
-from weitiao.data.layouts import LABELLED, LAYOUTS, OPTIONAL_NAMES, Layout, detect, meant, normal_tools, template_slots
+from weitiao.data.layouts import normal_tools
 from weitiao.data.mix import mix
 from weitiao.data.options import DataOptions, SourceOptions
 from weitiao.data.patch import Patch
-from weitiao.data.rows import Chat, Row, Text
+from weitiao.data.reader import Reader, check_readable, problem_of
+from weitiao.data.remote import fetched
+from weitiao.data.rows import Row, Text
 from weitiao.data.split import group_of, repeated, split
-from weitiao.data.turns import RowError
 from weitiao.errors import InputError, t
 from weitiao.runs import command
 
-__all__ = ["DataOptions", "Source", "Splits", "load", "problem_of", "read", "read_all", "scan"]
+__all__ = ["BadRow", "DataOptions", "Reader", "Source", "Splits", "load", "problem_of", "read", "read_all", "scan"]
 
 GENERATE = "generate:"
 SETTING = re.compile(r"(?:data\.)?(\w+)(?:\.\w+)*=")
-DETECTED_FROM = 20
 Generators = Mapping[str, Callable[[int], Iterable[Row]]]
 
 
@@ -70,7 +70,7 @@ def read(path: str | Path, options: DataOptions, task: str = "") -> Source:
     """The rows of one file; those of task ``classify`` have labels. InputError names every bad row, FILE:LINE and why,
     unless ``options.skip_bad``."""
     patch = Patch.read(options.patch)
-    source = scan(Path(path), options, _read_tools(options.tools), task, patch)
+    source = scan(Path(path), options, read_tools(options.tools), task, patch)
     _refuse_bad([source], options.skip_bad)
     if patch.problems:
         raise InputError(patch.problems)
@@ -86,152 +86,56 @@ def scan(
     patch: Patch | None = None,
     *,
     keep: bool = False,
-    mend: Callable[[Any], Any] = lambda record: record,
+    mend: Callable[[Any], Any] | None = None,
 ) -> Source:
     """The rows of one file, its bad ones collected and not refused. ``patch`` edits the records, then ``mend`` what
     stays of them; ``keep``: the source also has the records that its rows were made of."""
-    _check_readable(path)
-    format = format_of(path, options.format)
-    missing = set(options.columns.items())
-    patch = patch or Patch()
-    found = ((line, mend(record)) for line, record in patch.applied(records(path, format)))
-    stream = _renamed(found, options, missing)
-    first = list(itertools.islice(stream, DETECTED_FROM))
-    if task == "classify" and options.format not in LAYOUTS:
-        layout, said = Layout(LABELLED), list[str]()
-    else:
-        layout, said = _layout(path, format, options, [record for _, record, _ in first])
-    source = Source([], layout.name, said=said, path=path)
-    for line, record, own in itertools.chain(first, stream):
-        where = f"{path}:{line}"
-        try:
-            if isinstance(record, Unreadable):
-                raise RowError(record.reason)
-            row = layout.row(record, where)
-        except RowError as error:
-            source.bad.append(BadRow(where, str(error), own.raw if isinstance(own, Unreadable) else own))
+    reader = Reader(path, options, tools, task, patch, mend=mend)
+    source = Source([], reader.layout.name, said=reader.said, path=path)
+    for line, row, own in reader:
+        if isinstance(row, BadRow):
+            source.bad.append(row)
             continue
         source.lines.append(line)
-        source.rows.append(replace(row, tools=tools) if tools and isinstance(row, Chat) and not row.tools else row)
+        source.rows.append(row)
         if keep:
             source.records.append(own)
-    _say(path, options, layout, source, missing)
+    counts = len(source.rows), len(source.bad)
+    source.said.extend([*reader.told(*counts), *left_out(path, *counts, options.skip_bad)])
+    if options.skip_bad:
+        source.said.extend(counted(source.bad))
     return source
 
 
-def _say(path: Path, options: DataOptions, layout: Layout, source: Source, missing: set[tuple[str, str]]) -> None:
-    """What a person should be told of one file; InputError where it has no rows, or none with a named column."""
-    rows, bad, said = source.rows, source.bad, source.said
-    if not rows and not bad:
-        raise InputError(t("{path}: the file has no rows", path=path))
-    if missing and rows:
-        names = ", ".join(f"{own} (data.columns.{name})" for name, own in sorted(missing))
-        raise InputError(t("{path}: no row has the column {names}", path=path, names=names))
-    if (format := format_of(path, options.format)) in SEPARATORS:
-        between = separator(path, format)
-        if between != SEPARATORS[format]:
-            said.append(t("{path}: its cells are separated by {found}", path=path, found=json.dumps(between)))
-    if layout.unused:
-        said.append(t("{path}: keys not used: {keys}", path=path, keys=", ".join(sorted(layout.unused))))
-    if bad and options.skip_bad:
-        said.append(t("{path}: {count} bad rows left out, {rows} kept", path=path, count=len(bad), rows=len(rows)))
-        said.extend(counted(bad))
-
-
-def problem_of(record: Any, options: DataOptions, layout: str) -> str:
-    """What keeps a record from being a row of this layout; "" where nothing does."""
-    ((_, renamed, _),) = _renamed(iter([(1, record)]), options, set())
-    try:
-        if isinstance(renamed, Unreadable):
-            raise RowError(renamed.reason)
-        Layout(layout, options.template).row(renamed)
-    except RowError as error:
-        return str(error)
-    return ""
-
-
-def _check_readable(path: Path) -> None:
-    if path.is_dir():
-        raise InputError(t("{path}: is a folder; name the files in it", path=path))
-    if not path.exists():
-        raise InputError(t("{path}: no such file", path=path))
-
-
-def _renamed(
-    stream: Iterator[tuple[int, Any]], options: DataOptions, missing: set[tuple[str, str]]
-) -> Iterator[tuple[int, Any, Any]]:
-    """(line, record with the columns of ``data.columns`` under our names, record as it is); a column that is a
-    template's slot keeps its own name too.
-
-    A row may lack an optional column; ``missing`` keeps those that no row has had so far.
-    """
-    slots = template_slots(options.template) if options.template else []
-    taken = {own for own in options.columns.values() if own not in slots}
-    for line, record in stream:
-        if not isinstance(record, Mapping) or not options.columns:
-            yield line, record, record
-            continue
-        found = {(name, own) for name, own in options.columns.items() if own in record}
-        missing -= found
-        lacking = [pair for pair in options.columns.items() if pair not in found and pair[0] not in OPTIONAL_NAMES]
-        if lacking:
-            names = ", ".join(f"{own} (data.columns.{name})" for name, own in lacking)
-            keys = ", ".join(map(str, record))
-            yield line, Unreadable(t("no column {names}; the row has {keys}", names=names, keys=keys)), record
-            continue
-        kept = {key: value for key, value in record.items() if key not in taken}
-        yield line, kept | {name: record[own] for name, own in found}, record
-
-
-def _layout(path: Path, format: str, options: DataOptions, first: Sequence[Any]) -> tuple[Layout, list[str]]:
-    """How to read the file's records, and the sentence that says so."""
-    if options.template is not None:
-        return Layout("prompt", options.template), [t("{path}: prompts from data.template", path=path)]
-    if options.format in (*LAYOUTS, LABELLED):
-        return Layout(options.format), []
-    found = detect(first, tuple(options.columns))
-    if found is None:
-        keyed = [record for record in first if isinstance(record, Mapping)]
-        if not keyed:  # nothing but unreadable lines: they are reported one by one
-            return Layout("messages"), []
-        if inside := [key for key, value in keyed[0].items() if isinstance(value, list) and len(keyed) == 1]:
-            message = "{path}: one object, whose key {key} holds a list; a file of rows is that list alone"
-            raise InputError(t(message, path=path, key=inside[0]))
-        keys = ", ".join(map(str, keyed[0])) or t("none")
-        example = "data.columns={{prompt: {}, answer: {}}}".format(*meant(keyed[0]))
-        raise InputError(
-            t(
-                "{path}: cannot tell what its rows are from the keys {keys}; say so with {example}",
-                path=path,
-                keys=keys,
-                example=example,
-            )
-        )
-    layout, key = found
-    shown = options.columns.get(key, key)
-    if format == "txt":
-        return Layout(layout), [t("{path}: text, one row a line", path=path)]
-    return Layout(layout), [t("{path}: {layout} (from the key '{key}')", path=path, layout=layout, key=shown)]
+def left_out(path: Path, rows: int, bad: int, skip: bool) -> list[str]:
+    """The sentence about bad rows that were skipped, if any were."""
+    message = "{path}: {count} bad rows left out, {rows} kept"
+    return [t(message, path=path, count=bad, rows=rows)] if bad and skip else []
 
 
 def _refuse_bad(sources: Sequence[Source], skip: bool) -> None:
     """InputError with the bad rows and their count, unless they are to be skipped and something is left."""
-    bad = [row for source in sources for row in source.bad]
-    nothing_left = any(not source.rows for source in sources)
+    lines = listed([row for source in sources for row in source.bad])
+    refuse_bad([(len(source.rows), len(source.bad)) for source in sources], lines, skip)
+
+
+def refuse_bad(found: Sequence[tuple[int, int]], lines: Sequence[str], skip: bool) -> None:
+    """The same for (good rows, bad rows) of every source, the bad ones told in ``lines``."""
+    bad, rows = sum(bad for _, bad in found), sum(good + bad for good, bad in found)
+    nothing_left = any(not good for good, _ in found)
     if not bad or (skip and not nothing_left):
         return
     if nothing_left:
         message = "{bad} of {rows} rows are bad, and nothing would be left without them"
     else:
         message = "{bad} of {rows} rows are bad; --skip-bad (data.skip_bad=true) goes on without them"
-    rows = sum(len(source.rows) for source in sources) + len(bad)
-    raise InputError([*listed(bad), t(message, bad=len(bad), rows=rows)])
+    raise InputError([*lines, t(message, bad=bad, rows=rows)])
 
 
-def _read_tools(path: str | None) -> tuple[Mapping[str, Any], ...]:
+def read_tools(path: str | None) -> tuple[Mapping[str, Any], ...]:
     if path is None:
         return ()
-    _check_readable(Path(path))
+    check_readable(Path(path))
     try:
         found = json.loads(Path(path).read_text(encoding="utf-8-sig"))
         tools = normal_tools(found if isinstance(found, list) else [found])
@@ -257,7 +161,7 @@ def arguments(words: Sequence[str], skip_bad: bool = False) -> tuple[list[str], 
 def read_all(files: Sequence[str], options: DataOptions, *, keep: bool = False) -> list[Source]:
     """The sources of several files; one InputError with all that is wrong in any of them. ``keep`` as for ``scan``."""
     found = _Files(options, {}, 0, keep=keep)
-    for name in files:
+    for name in (str(path) for file in files for path in remote.files(file)):
         found.rows(name)
     found.report()
     if found.sources:
@@ -274,6 +178,7 @@ def load(options: DataOptions, task: str, *, generators: Generators | None = Non
     ``train: generate:NAME`` draws from ``generators[NAME](seed)``. A share is taken from the training rows by dialogue
     (split.py). InputError lists every bad row of every file.
     """
+    options = fetched(options)
     if options.replay:
         from weitiao.data.replay import replayed
 
@@ -288,17 +193,17 @@ def load(options: DataOptions, task: str, *, generators: Generators | None = Non
     files = _Files(options, generators or {}, seed, task)
     drawn = [(place, row) for place, one in enumerate(options.sources) for row in files.rows(one.path)]
     held_out = {"validation": options.validation, "test": options.test}
-    said = _duplicates(files.sources)
     given = {part: files.rows(name) for part, name in held_out.items() if isinstance(name, str)}
+    twice = _duplicates(files.sources[: len(options.sources)])
     files.report()
     if task == "sft":
-        _refuse_texts([*(row for _, row in drawn), *(row for rows in given.values() for row in rows)])
+        for row in itertools.chain((row for _, row in drawn), *given.values()):
+            refuse_text(row)
     shares = {part: share for part, share in held_out.items() if isinstance(share, float) and share}
-    said = files.said + said
+    said = [*files.said, *twice]
     if shares:
-        drawn, *parts = split(
-            drawn, [1 - sum(shares.values()), *shares.values()], group=lambda pair: group_of(pair[1]), seed=seed
-        )
+        rest = 1 - sum(shares.values())
+        drawn, *parts = split(drawn, [rest, *shares.values()], group=lambda pair: group_of(pair[1]), seed=seed)
         given |= {name: [row for _, row in part] for name, part in zip(shares, parts, strict=True)}
         said += [_none(part, [row for _, row in drawn]) for part in shares if not given[part]]
     train, more = _mixed(drawn, options.sources, seed)
@@ -337,13 +242,18 @@ def _mixed(
     for place, row in drawn:
         rows[place].append(row)
     mixed = mix(rows, sources, seed)
-    message = "{path}: {rows} rows, seen {times} times: {taken} of {all}"
-    total = sum(map(len, mixed))
-    said = [
-        t(message, path=one.path, rows=len(own), times=f"{len(got) / max(1, len(own)):.3g}", taken=len(got), all=total)
-        for one, own, got in zip(sources, rows, mixed, strict=True)
+    return [row for part in mixed for row in part], mixed_said(sources, [*map(len, rows)], [*map(len, mixed)])
+
+
+def mixed_said(sources: Sequence[SourceOptions], rows: Sequence[int], taken: Sequence[int]) -> list[str]:
+    """What became of each source, where there is one with a repeat or weight: of its ``rows`` so many were taken."""
+    if all(one.repeat == 1 and one.weight is None for one in sources):
+        return []
+    message, total = "{path}: {rows} rows, seen {times} times: {taken} of {all}", sum(taken)
+    return [
+        t(message, path=one.path, rows=own, times=f"{got / max(1, own):.3g}", taken=got, all=total)
+        for one, own, got in zip(sources, rows, taken, strict=True)
     ]
-    return [row for part in mixed for row in part], said
 
 
 class _Files:
@@ -351,7 +261,7 @@ class _Files:
 
     def __init__(self, options: DataOptions, generators: Generators, seed: int, task: str = "", *, keep: bool = False):
         self.options, self.generators, self.seed, self.task, self.keep = options, generators, seed, task, keep
-        self.tools = _read_tools(options.tools)
+        self.tools = read_tools(options.tools)
         self.patch = Patch.read(options.patch)
         self.sources: list[Source] = []
         self.problems: list[str] = []
@@ -389,9 +299,9 @@ class _Files:
             raise InputError(problems)
 
 
-def _refuse_texts(rows: Sequence[Row]) -> None:
-    text = next((row for row in rows if isinstance(row, Text)), None)
-    if text is not None:
-        raise InputError(
-            t("{where}: is plain text; task sft needs questions and answers, task pretrain takes text", where=text.id)
-        )
+def refuse_text(row: Row, mark: str = "", path: Path = Path()) -> None:
+    """InputError for plain text; a ``mark`` in the row's name stands for the path."""
+    if isinstance(row, Text):
+        where = row.id.replace(mark, str(path), 1) if mark else row.id
+        message = "{where}: is plain text; task sft needs questions and answers, task pretrain takes text"
+        raise InputError(t(message, where=where))

@@ -17,13 +17,16 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from weitiao.data.rows import Row
+from weitiao.data.rows import Row, Text
 from weitiao.errors import InputError, first_of, t
 from weitiao.runs import write_atomic
+
+if TYPE_CHECKING:
+    import numpy as np
 
 RowT = TypeVar("RowT")
 SHARES = (0.8, 0.1, 0.1)
@@ -37,6 +40,8 @@ def group_of(row: Row) -> str:
 
 def content_of(row: Row) -> str:
     """What a row says, whatever it is called: equal for exact duplicates."""
+    if isinstance(row, Text):  # the same, five times as fast, for millions of them
+        return f"Text(text={row.text!r}, id='', group=None)"
     return repr(replace(row, id="", group=None))
 
 
@@ -124,6 +129,25 @@ def leaks(parts: Sequence[Sequence[Row]]) -> list[tuple[Row, Row]]:
             part_before, before = first.setdefault(content_of(row), (number, row))
             if part_before != number:
                 found.append((before, row))
+    return found
+
+
+def parts_of(places: np.ndarray, shares: Sequence[float]) -> np.ndarray:
+    """The part of every row, int64 [rows], by the place of its group (float64 [rows]); the same as :func:`split`."""
+    import numpy as np
+
+    found, low = np.full(len(places), -1), 1.0
+    for part, share in enumerate(shares):
+        low -= share
+        if share > 0:
+            found[(found < 0) & (places >= low)] = part
+    wanted = [part for part, share in enumerate(shares) if share > 0]
+    found[found < 0] = wanted[-1]
+    if not np.bincount(found, minlength=len(shares))[
+        wanted
+    ].all():  # so few rows that one part takes a group from another
+        part_of = _deal({str(place): place for place in places.tolist()}, shares)
+        found = np.array([part_of[str(place)] for place in places.tolist()], dtype=np.int64)
     return found
 
 

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from weitiao import config, machine
 from weitiao.data import crosswoz
 from weitiao.data.formats import rows_in
+from weitiao.data.remote import is_remote
 from weitiao.data.sources import GENERATE, DataOptions
 from weitiao.data.tokenizer import TokenizerOptions
 from weitiao.errors import InputError, t
@@ -102,7 +103,7 @@ def measured_on(recipe: Sections) -> str | None:
 
 
 def _exists(key: str, name: object) -> Iterator[tuple[str, str]]:
-    if isinstance(name, str) and not Path(name).expanduser().exists():
+    if isinstance(name, str) and not is_remote(name) and not Path(name).expanduser().exists():
         yield key, t("{path}: no such file or folder", path=name)
 
 

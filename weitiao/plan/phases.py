@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from weitiao import machine
-from weitiao.data.batch import Example, plan_epoch
+from weitiao.data.batch import Example, lengths_of, plan_epoch, trained_of
 from weitiao.errors import InputError, t
 from weitiao.methods.base import Method
 from weitiao.methods.expand import Expand
@@ -305,7 +305,7 @@ def frozen_blocks(shape: Shape, method: Method, tape: Tape) -> int:
 
 def states_bytes(course: Course, tape: Tape, blocks: int) -> int:
     """What is kept of so many blocks on disk."""
-    return sum(map(len, course.train)) * tape.hidden_bytes if blocks else 0
+    return int(lengths_of(course.train).sum()) * tape.hidden_bytes if blocks else 0
 
 
 def fewest(blocks: int, peak_bytes: Callable[[int], int], limit: str) -> int:
@@ -324,12 +324,12 @@ def fewest(blocks: int, peak_bytes: Callable[[int], int], limit: str) -> int:
 
 def validation_pass(rows: Sequence[Example], bound: int, tape: Tape, cost: speed.Cost) -> tuple[int, float]:
     """The peak of a pass over the validation rows, and its time."""
-    lengths = [len(example) for example in rows]
+    lengths, targets = lengths_of(rows), trained_of(rows)
     peak, seconds = tape.forward_bytes(0, 0, 0), 0.0
     for batches in plan_epoch(lengths, 64, bound, 0, 0, padded=tape.padded):
         for batch in batches:
-            tokens, length = computed([lengths[row] for row in batch], tape)
-            trained = sum(rows[row].trained_tokens for row in batch)
+            tokens, length = computed(lengths[batch].tolist(), tape)
+            trained = int(targets[batch].sum())
             peak = max(peak, tape.forward_bytes(tokens, length, trained))
             seconds += cost.forward_seconds(tokens, length, trained)
     return peak, seconds

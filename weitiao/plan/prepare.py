@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from weitiao import config
-from weitiao.data.batch import Example
+from weitiao.data import mapped
+from weitiao.data.batch import Example, lengths_of, trained_of
 from weitiao.data.labels import head_of, labelled
+from weitiao.data.remote import fetched
 from weitiao.data.render import Renderer, examples
 from weitiao.data.rows import Chat, Row, text_of
-from weitiao.data.sources import Generators
+from weitiao.data.sources import Generators, Splits
 from weitiao.data.sources import load as load_rows
 from weitiao.data.tokenizer import TokenizerOptions
 from weitiao.data.tokenizer import train as train_tokenizer
@@ -59,27 +61,25 @@ class Prepared:
 def prepare(recipe: Sections, generators: Generators, tokenizer_folder: Path) -> Prepared:
     """Base, tokenizer, rows, examples and plan. A tokenizer that is to be trained is written to ``tokenizer_folder``,
     or read from there if a former run of the recipe has left it."""
-    model, data, task = recipe.model, recipe.data, recipe.task
+    model, data, task = recipe.model, fetched(recipe.data), recipe.task
     new = model.config is not None
     base = base_folder(model) if not new or model.tokenizer is None else None
     if base is not None and not new and is_run(model.path):
         model = model.model_copy(update={"path": str(base)})
-    splits = load_rows(data, task.name, generators=generators, seed=recipe.train.seed)
-    tokenizer = load_tokenizer(_tokenizer(model, base, splits.train, tokenizer_folder))
-    able = any(isinstance(row, Chat) and row.tools for row in splits.train)
-    tools = _tools([row for place, row in enumerate(splits.train) if place not in splits.replayed])
-    renderer = Renderer.of(tokenizer, tools=able, override=data.chat_template)
+    seed, on_disk = recipe.train.seed, mapped.applies(data, task.name)
+    splits = Splits([]) if on_disk else load_rows(data, task.name, generators=generators, seed=seed)
+    texts = mapped.texts(data, task.name, seed) if on_disk else splits.train
+    tokenizer = load_tokenizer(_tokenizer(model, base, texts, tokenizer_folder))
     head = _head(recipe, base, [*splits.train, *splits.validation])
     shape = _shape(model, base, len(tokenizer), head)
     with counting(t("rows to tokens")) as progress:
-
-        def tokens(part: Sequence[Row]) -> Sequence[Example]:
-            if head is not None:
-                return labelled(part, tokenizer, head, data, shape.positions)
-            return examples(part, renderer, data, task.name, max_positions=shape.positions, progress=progress)
-
-        rows, validation = (tokens(part) if part else [] for part in (splits.train, splits.validation))
-    for line in (*splits.said, *(() if head else renderer.said), *getattr(rows, "said", ())):
+        given = {"max_positions": shape.positions, "progress": progress}
+        if on_disk:
+            made = mapped.load(data, task.name, tokenizer, seed=seed, **given)
+        else:
+            made = _in_memory(splits, tokenizer, head, recipe, **given)
+    rows, validation, renderer = made.train, made.validation, made.renderer
+    for line in (*made.said, *(() if head else renderer.said), *getattr(rows, "said", ())):
         print(line, file=sys.stderr)
     _say_examples(rows, validation)
     dtype, training = choose_dtype(model.dtype, new), recipe.method.base_names(shape)
@@ -97,7 +97,29 @@ def prepare(recipe: Sections, generators: Generators, tokenizer_folder: Path) ->
         saved_bytes=saved_by_quantization(shape, model, training, phases.ITEM_BYTES[dtype]),
         processes=ranks.launched().size,
     )
-    return Prepared(model, tokenizer, renderer, rows, validation, tools, plan, training, head)
+    return Prepared(model, tokenizer, renderer, rows, validation, made.tools, plan, training, head)
+
+
+def _in_memory(
+    splits: Splits,
+    tokenizer: PreTrainedTokenizerFast,
+    head: Head | None,
+    recipe: Sections,
+    max_positions: int | None,
+    progress: Callable[[int, int | None], None],
+) -> mapped.Loaded:
+    """The examples of rows that are held in memory."""
+    data, able = recipe.data, any(isinstance(row, Chat) and row.tools for row in splits.train)
+    renderer = Renderer.of(tokenizer, tools=able, override=data.chat_template)
+    tools = _tools([row for place, row in enumerate(splits.train) if place not in splits.replayed])
+
+    def tokens(part: Sequence[Row]) -> Sequence[Example]:
+        if head is not None:
+            return labelled(part, tokenizer, head, data, max_positions)
+        return examples(part, renderer, data, recipe.task.name, max_positions=max_positions, progress=progress)
+
+    train, validation = (tokens(part) if part else [] for part in (splits.train, splits.validation))
+    return mapped.Loaded(train, validation, renderer, tools, splits.said)
 
 
 def _head(recipe: Sections, base: Path | None, rows: Sequence[Row]) -> Head | None:
@@ -148,12 +170,12 @@ def base_folder(model: ModelOptions) -> Path:
     return folder
 
 
-def _tokenizer(model: ModelOptions, base: Path | None, rows: Sequence[Row], folder: Path) -> Path:
+def _tokenizer(model: ModelOptions, base: Path | None, rows: Iterable[Row], folder: Path) -> Path:
     """The folder of the tokenizer: the base's, another one, or one trained on ``rows`` into ``folder``."""
     given = model.tokenizer
     if isinstance(given, dict):
         if not (folder / "tokenizer.json").is_file():
-            say("training a tokenizer on {rows} rows", rows=len(rows))
+            say("training a tokenizer on the training rows")
             train_tokenizer(map(text_of, rows), config.build(TokenizerOptions, given), folder)
         return folder
     return Path(given).expanduser() if given else base or base_folder(model)
@@ -176,8 +198,7 @@ def _tools(rows: Sequence[Row]) -> list[Mapping[str, Any]]:
 
 def _say_examples(train: Sequence[Example], validation: Sequence[Example]) -> None:
     """One line: rows, tokens, the share that is trained, what was cut."""
-    tokens = sum(len(example) for example in train)
-    trained = sum(example.trained_tokens for example in train)
+    tokens, trained = int(lengths_of(train).sum()), int(trained_of(train).sum())
     say(
         "{rows} examples to train on, {validation} to validate; {tokens} tokens, {share} trained; {cut} truncated",
         rows=len(train),

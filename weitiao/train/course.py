@@ -12,9 +12,10 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
-from weitiao.data.batch import Example, pack, padded_length, plan_epoch, shared_tokens
+from weitiao.data.batch import Example, lengths_of, pack, padded_length, plan_epoch, shared_tokens, trained_of
 from weitiao.methods.base import Method
 from weitiao.models.prefixes import followed
 from weitiao.train import memory
@@ -49,12 +50,12 @@ class Course:
         self.sharing = sharing and not padded and not task.pack_tokens
         self.shared = shared_tokens(train).tolist() if self.sharing else None
         self.padded, self.train, self.options, self.pack_tokens = padded, train, options, task.pack_tokens
-        longest = self.pack_tokens or max(len(example) for example in train)
+        longest = self.pack_tokens or int(lengths_of(train).max())
         self.micro_batch_tokens = memory.micro_batch_tokens(options.micro_batch_tokens, longest)
         self.left_out: set[str] = set()  # keys of rows that no step has any more
         self.epoch = -1
         self.examples: Sequence[Example] = ()
-        self.steps: list[list[list[int]]] = []
+        self.steps: Sequence[list[list[int]]] = []
         self._enter(0)
         self.steps_per_epoch = len(self.steps)
         self.total_steps = math.ceil(options.epochs * self.steps_per_epoch)
@@ -68,9 +69,10 @@ class Course:
         seed = self.options.seed
         self.examples = self.train
         if self.pack_tokens:
-            packed = pack(self.train, self.pack_tokens, seed=seed, epoch=epoch)
-            self.examples = [example for example in packed if example.trained_tokens]  # a last row of one token
-        lengths = [len(example) for example in self.examples]
+            self.examples = pack(self.train, self.pack_tokens, seed=seed, epoch=epoch)
+            if (trained_of(self.train) + 1 < lengths_of(self.train)).any():  # a row may have nothing that is trained
+                self.examples = [example for example in self.examples if example.trained_tokens]
+        lengths = lengths_of(self.examples)
         bound = self.micro_batch_tokens
         self.steps = plan_epoch(
             lengths,
@@ -131,17 +133,24 @@ class Course:
         every = self.period(cadence)
         return 0 if every is None else -(-self.total_steps // every)
 
+    @cached_property
+    def rows_digest(self) -> int | str:
+        """What the rows are."""
+        return rows_crc32(self.train)
+
     def fingerprint(self) -> dict[str, Any]:
         """What must be the same for a checkpoint to be gone on from."""
         kept = ("batch_size", "seed", "learning_rate", "schedule", "minimum_rate", "warmup_steps", "optimizer", "betas",
                 "epsilon", "weight_decay", "max_grad_norm")  # fmt: skip
         values = self.options.model_dump(mode="json", include=set(kept))
-        own = {"rows": len(self.train), "rows_crc32": rows_crc32(self.train), "pack_tokens": self.pack_tokens}
+        own = {"rows": len(self.train), "rows_crc32": self.rows_digest, "pack_tokens": self.pack_tokens}
         return {**own, **values, "micro_batch_tokens": self.micro_batch_tokens, "total_steps": self.total_steps}
 
 
-def rows_crc32(train: Sequence[Example]) -> int:
-    """A checksum of rows: what they say, and what of it is trained."""
+def rows_crc32(train: Sequence[Example]) -> int | str:
+    """A checksum of rows, what they say and what of it is trained; mapped ones have one of their own."""
+    if known := getattr(train, "digest", None):
+        return known
     digest = 0
     for example in train:
         for part in (example.ids, example.mask, example.labels):

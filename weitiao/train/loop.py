@@ -15,10 +15,11 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
-from weitiao.data.batch import Example, collate, plan_epoch
+from weitiao.data.batch import Example, collate, lengths_of, plan_epoch, trained_of
 from weitiao.errors import InputError, Interrupted, say, t
 from weitiao.generate.engine import positions
 from weitiao.machine import awake_seconds
@@ -134,7 +135,7 @@ def check(model: Any, train: Sequence[Example]) -> None:
         raise InputError(t("model.dtype: float16 overflows in training; take bfloat16, float32 or auto"))
     if not train:
         raise InputError(t("there are no rows to train on"))
-    if empty := [example.id for example in train if not example.trained_tokens]:
+    if empty := [train[row].id for row in np.flatnonzero(trained_of(train) == 0).tolist()]:
         message = "{count} rows have no token to train on: {rows}"
         shown = ", ".join(empty[:SHOWN_ROWS]) + (" …" if len(empty) > SHOWN_ROWS else "")
         raise InputError(t(message, count=len(empty), rows=shown))
@@ -316,7 +317,7 @@ class Trainer:
         if not self.validation:
             return {}
         total, bound = torch.zeros((), dtype=torch.float64), self.course.micro_batch_tokens
-        lengths, size, done = [len(example) for example in self.validation], self.course.processes, 0
+        lengths, size, done = lengths_of(self.validation), self.course.processes, 0
         with self.method.training(self.model), counting(t("validating")) as progress:
             for batches in plan_epoch(lengths, 64, bound, 0, 0, padded=self.course.padded, processes=size):
                 for examples in self.many.own([[self.validation[row] for row in rows] for rows in batches]):
@@ -325,7 +326,7 @@ class Trainer:
                     total += self.loss(examples or self.validation[:1]).cpu() * bool(examples)
                 self.many.agree(stop)
                 progress(done := done + sum(map(len, batches)), len(lengths))
-        loss = self.many.sum(total).item() / max(sum(example.trained_tokens for example in self.validation), 1)
+        loss = self.many.sum(total).item() / max(int(trained_of(self.validation).sum()), 1)
         return {"loss": loss}
 
     def improves(self, measures: Mapping[str, float]) -> bool:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from weitiao.data.batch import Example, padded_length
+from weitiao.data.batch import Example, lengths_of, padded_length
 from weitiao.methods.base import Method, compute_dtype, computing
 from weitiao.models import kernels, modules
 from weitiao.models.block import Kept, fused, packs
@@ -75,7 +75,7 @@ def course(
     computed in it, and whether every row computes what it has in common with others."""
     on_cpu = next(model.parameters()).device.type == "cpu"
     known = on_cpu and method.fuses and whole(options)
-    longest = padded_length(max(map(len, train)))
+    longest = padded_length(int(lengths_of(train).max()))
     padded = not (known and packs(model, compute_dtype(model), longest))
     return Course(train, task, options, padded, shares(options, method, frozen_blocks(model)), processes)
 

@@ -86,8 +86,9 @@ class Bar:
 
 
 @contextmanager
-def counting(label: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar for anything that is counted: call what is yielded with (done, all), as often as you like."""
+def counting(label: str) -> Iterator[Callable[[int, int | None], None]]:
+    """A bar for anything that is counted: call what is yielded with (done, all), all being None where it is not known,
+    as often as you like."""
     if not sys.stderr.isatty():
         yield _Lines(label)
         return
@@ -105,13 +106,13 @@ class _Lines:
         self.label, self.began = label, time.monotonic()
         self.spoken = self.began
 
-    def __call__(self, done: int, total: int) -> None:
+    def __call__(self, done: int, total: int | None) -> None:
         now = time.monotonic()
         if now - self.spoken <= LINE_EVERY_SECONDS:
             return
         self.spoken = now
-        left = clock((now - self.began) * (total - done) / done) if done else "–"
-        say("{what}: {done} of {total}  {left} left", what=self.label, done=done, total=total, left=left)
+        left = clock((now - self.began) * (total - done) / done) if done and total else "–"
+        say("{what}: {done} of {total}  {left} left", what=self.label, done=done, total=total or "–", left=left)
 
 
 @cache

@@ -27,7 +27,7 @@ import transformers
 from torch import Tensor, nn
 
 from weitiao import machine
-from weitiao.data.batch import Example
+from weitiao.data.batch import Example, lengths_of
 from weitiao.errors import say
 from weitiao.methods.base import compute_dtype
 from weitiao.methods.virtual import leading
@@ -70,8 +70,10 @@ class Trunk:
         again = course.total_steps > course.steps_per_epoch
         if options.trunk == "off" or course.padded or course.pack_tokens or not (again and blocks):
             return None
+        if hasattr(course.train, "digest"):  # mapped: so many rows that their states would fill the disk
+            return None
         width, dtype = modules.embedding(model).weight.shape[1], modules.embedding(model).weight.dtype
-        needed = trunk_bytes(sum(map(len, course.train)), width, dtype.itemsize)
+        needed = trunk_bytes(int(lengths_of(course.train).sum()), width, dtype.itemsize)
         own = run.path / FOLDER / STATES
         free = machine.disk(run.path).free_bytes - reserved + (own.stat().st_size if own.is_file() else 0)
         if needed > SHARE * free:
