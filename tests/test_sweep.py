@@ -56,6 +56,8 @@ def test_a_method_can_have_options_and_its_own_learning_rate(values: dict):
     assert plain["method"]["rank"] == 2 and other["method"]["rank"] == 1 and other["method"]["dora"]
     assert plain["train"]["learning_rate"] == other["train"]["learning_rate"] == 3e-3
     assert peft["train"]["learning_rate"] == METHODS["peft"].learning_rate
+    sweep(values, ["full train.learning_rate=1e-5"], steps=1)
+    assert Run.open(output / "full-train-learning_rate-1e-5-0").recipe()["train"]["learning_rate"] == 1e-5
     assert rows[1]["trainable_parameters"] < rows[0]["trainable_parameters"]
 
 

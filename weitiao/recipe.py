@@ -307,7 +307,7 @@ def _run_one(
     save_toolset(final, ready.tools)
     tuned = io.Tuned(model.eval(), ready.tokenizer, ready.renderer, recipe.method, base)
     figures = fact.measured(recipe, run, tuned)
-    fact.report(recipe, run, ready, done, figures)
+    fact.report(recipe, run, ready, done, figures, recipe.method.outcome(model))
     say("done: {path}", path=final)
     return Result(run, done, ready.plan, awake_seconds() - started, fact.peak_bytes(), figures)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from weitiao.methods.io import RECORD, open_model, save
 from weitiao.models import modules, shape, tiny
 from weitiao.models.load import ModelOptions, load, load_tokenizer
 from weitiao.models.quantized import quantize
+from weitiao.recipe import Recipe, run
 from weitiao.train.logps import token_logps
 
 METHODS = {
@@ -250,6 +252,28 @@ def test_a_block_that_its_family_would_not_make_there_is_not_copied():
     with pytest.raises(InputError, match="block 0 as block 1; take method"):
         method_of({"name": "expand", "blocks": 2}).count(rwkv)
     method_of({"name": "expand", "blocks": 2, "where": "tail"}).attach(tiny.make("rwkv"))
+
+
+def test_the_report_tells_the_final_ranks(tiny_llama: Path, tmp_path: Path):
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps({"prompt": f"q{n}", "answer": f"a{n}"}) + "\n" for n in range(12)))
+    values = {
+        "model": {"path": str(tiny_llama)},
+        "data": {"train": str(data), "validation": None},
+        "output": str(tmp_path / "run"),
+    }
+    values |= {"method": METHODS["adalora"], "train": {"max_steps": 8, "batch_size": 4, "warmup_steps": 0}}
+    run(Recipe.model_validate(values))
+    (told,) = re.findall(r"\| *final ranks *\| (.*) \|", (tmp_path / "run" / "report.md").read_text(encoding="utf-8"))
+    opened = open_model(tmp_path / "run")
+    assert opened.method is not None and opened.method.outcome(opened.model) == {"final ranks": told.strip()}
+    means = [float(number) for number in re.findall(r"\w+_proj ([\d.]+) \(\d–\d\)", told)]
+    assert len(means) == 7 and abs(sum(means) / 7 - 2) < 0.05  # as many linears of every kind
+
+
+def test_a_name_in_capitals_is_suggested_too():
+    with pytest.raises(InputError, match='did you mean "VERA"'):
+        method_of({"name": "peft", "kind": "VEERA"}).attach(tiny.make("llama"))
 
 
 # ---- a mixture's experts -------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any
 
 import typer
@@ -84,9 +85,16 @@ def finished(run: Run) -> tuple[Fit, Plan]:
     return Fit(steps, best.get("step"), best.get("metric")), plan
 
 
-def report(recipe: Sections, run: Run, ready: Prepared, done: Fit, figures: Mapping[str, Any]) -> Path:
+def report(
+    recipe: Sections,
+    run: Run,
+    ready: Prepared,
+    done: Fit,
+    figures: Mapping[str, Any],
+    outcome: Mapping[str, str] = MappingProxyType({}),
+) -> Path:
     """Write ``loss.png`` and ``report.md``: what was run, plan against fact, the curves, the measures, and the commands
-    that go on from here."""
+    that go on from here. ``outcome``: what the method says of its result."""
     plan, metrics, peak = ready.plan, run.metrics(), peak_bytes()
     curves(metrics, run.path / "loss.png")
     planned, took = plan.total_seconds, sum(record.get("seconds", 0.0) for record in metrics)
@@ -97,7 +105,7 @@ def report(recipe: Sections, run: Run, ready: Prepared, done: Fit, figures: Mapp
     ]
     parts = [
         f"# {run.path.absolute().name}\n",
-        markdown(["", ""], _facts(recipe, ready, done)),
+        markdown(["", ""], [*_facts(recipe, ready, done), *map(list, outcome.items())]),
         f"## {t('Plan and fact')}\n",
         t("What was foreseen before any weight was read, and what it came to.") + "\n",
         markdown(["", t("planned"), t("measured")], compared),
