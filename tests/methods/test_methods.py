@@ -254,6 +254,36 @@ def test_a_block_that_its_family_would_not_make_there_is_not_copied():
     method_of({"name": "expand", "blocks": 2, "where": "tail"}).attach(tiny.make("rwkv"))
 
 
+@pytest.mark.parametrize(("family", "name"), [("llama", "embed_tokens"), ("gpt2", "wte"), ("bloom", "word_embeddings")])
+def test_an_embedding_can_be_adapted(family: str, name: str, tmp_path: Path):
+    values = {"name": "lora", "rank": 3, "target_modules": [name, r"q_proj" if family == "llama" else "mlp.c_fc"]}
+    values["target_modules"] = values["target_modules"][: 1 if family == "bloom" else 2]
+    folder, method = tiny.make(family, tmp_path / "base"), method_of(values)
+    start = open_model(folder, dtype="float32")
+    batch = collate(rows(3, seed=4), 0)
+    untouched = token_logps(start.model, batch.ids, None, batch.mask)
+    model = method.attach(start.model)
+    assert method.count(shape.read(folder)) == sum(parameter.numel() for parameter in trainable(model).values())
+    _, model, _ = train(tmp_path / "run", rows(4), values, model=(model, method), options={"learning_rate": 0.05})
+    wanted = token_logps(model.eval(), batch.ids, None, batch.mask)
+    assert not torch.allclose(wanted, untouched, atol=1e-3)
+    with method.disabled(model):
+        assert torch.equal(token_logps(model, batch.ids, None, batch.mask), untouched)
+    out = save(model, method, start.tokenizer, start.renderer, tmp_path / "out", str(folder))
+    again = open_model(out, dtype="float32")
+    torch.testing.assert_close(token_logps(again.model, batch.ids, None, batch.mask), wanted, rtol=0, atol=1e-5)
+    if shape.read(folder).tied:
+        with pytest.raises(InputError, match="are one weight"):
+            method.merge(model)
+        return
+    torch.testing.assert_close(token_logps(method.merge(model), batch.ids, None, batch.mask), wanted, rtol=0, atol=1e-4)
+
+
+def test_an_embedding_takes_plain_lora():
+    with pytest.raises(InputError, match="neither dora nor pissa"):
+        method_of({"name": "lora", "target_modules": ["embed_tokens"], "dora": True}).attach(tiny.make("llama"))
+
+
 def test_the_report_tells_the_final_ranks(tiny_llama: Path, tmp_path: Path):
     data = tmp_path / "rows.jsonl"
     data.write_text("".join(json.dumps({"prompt": f"q{n}", "answer": f"a{n}"}) + "\n" for n in range(12)))
