@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from weitiao.methods import METHODS
 from weitiao.methods.base import computing
 from weitiao.models.block import fused
 from weitiao.models.load import ModelOptions, load
-from weitiao.models.quantized import quantized
+from weitiao.models.quantized import quantize, quantized
 from weitiao.train.logps import token_logps
 
 SHAPE = {
@@ -28,12 +29,6 @@ SHAPE = {
 }
 PROMPT, ANSWER, RUNS = 64, 48, 5
 ROWS, TOKENS = 2, 256
-
-
-def model(kind: str) -> Any:
-    """The shape in bfloat16, with its linears as ``kind``."""
-    options = {"config": SHAPE, "dtype": "bfloat16", "quantize": kind, "double_quantization": kind == "nf4"}
-    return load(ModelOptions.model_validate(options))
 
 
 def tokens_per_second(found: Any) -> float:
@@ -58,25 +53,26 @@ def step_seconds(found: Any) -> float:
 def main() -> None:
     """Bytes, then medians of runs that take turns."""
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}")
-    models = {kind: model(kind) for kind in ("none", "nf4")}
+    plain: Any = load(ModelOptions.model_validate({"config": SHAPE, "dtype": "bfloat16"}))
+    models = {"bfloat16": plain, "nf4": quantize(deepcopy(plain), "nf4", double=True)}
     codes = quantized(models["nf4"])
-    plain = sum(2 * layer.in_features * layer.out_features for layer in codes)
+    size = sum(2 * layer.in_features * layer.out_features for layer in codes)
     held = {kind: sum(tensor.nbytes for tensor in (*one.parameters(), *one.buffers())) for kind, one in models.items()}
-    print(f"linears in codes: {sum(layer.bytes() for layer in codes) / plain:.3f} of bfloat16's bytes")
-    print(f"all weights:      {held['nf4'] / held['none']:.3f} of bfloat16's bytes")
+    print(f"linears in codes: {sum(layer.bytes() for layer in codes) / size:.3f} of bfloat16's bytes")
+    print(f"all weights:      {held['nf4'] / held['bfloat16']:.3f} of bfloat16's bytes")
     speeds: dict[str, list[float]] = {kind: [] for kind in models}
     for _ in range(RUNS + 1):
         for kind, one in models.items():
             speeds[kind].append(tokens_per_second(one))
-    none, nf4 = (statistics.median(speeds[kind][1:]) for kind in ("none", "nf4"))
-    print(f"decoding: {none:.1f} tokens/s from bfloat16, {nf4:.1f} from nf4, {nf4 / none:.2f} of it")
+    whole, nf4 = (statistics.median(speeds[kind][1:]) for kind in models)
+    print(f"decoding: {whole:.1f} tokens/s from bfloat16, {nf4:.1f} from nf4, {nf4 / whole:.2f} of it", flush=True)
     tuned = {kind: METHODS["lora"](rank=8).attach(one).train() for kind, one in models.items()}
     steps: dict[str, list[float]] = {kind: [] for kind in tuned}
     for _ in range(RUNS):
         for kind, one in tuned.items():
             steps[kind].append(step_seconds(one))
-    none, nf4 = (statistics.median(steps[kind][1:]) for kind in ("none", "nf4"))
-    print(f"LoRA step of {ROWS} x {TOKENS} tokens: {none:.2f} s on bfloat16, {nf4:.2f} s on nf4")
+    whole, nf4 = (statistics.median(steps[kind][1:]) for kind in models)
+    print(f"LoRA step of {ROWS} x {TOKENS} tokens: {whole:.2f} s on bfloat16, {nf4:.2f} s on nf4")
 
 
 if __name__ == "__main__":
