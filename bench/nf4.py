@@ -73,7 +73,7 @@ def main(blocks: int) -> None:
     print(f"linears in codes: {sum(layer.bytes() for layer in codes) / size:.3f} of bfloat16's bytes")
     print(f"all weights:      {held['nf4'] / held['bfloat16']:.3f} of bfloat16's bytes", flush=True)
     compared("a token", token_seconds, models)
-    tuned = {kind: METHODS["lora"](rank=8).attach(one).train() for kind, one in models.items()}
+    tuned = {kind: METHODS["lora"].model_validate({"rank": 8}).attach(one).train() for kind, one in models.items()}
     compared(f"a LoRA step of {ROWS} x {TOKENS} tokens", step_seconds, tuned)
 
 

@@ -244,7 +244,10 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _value(figure: Any) -> float | None:
-    return figure["value"] if isinstance(figure, Mapping) else figure
+    """None for what nothing was measured on."""
+    if isinstance(figure, Mapping):
+        return figure["value"] if figure.get("count", 1) else None
+    return figure
 
 
 def _mean(values: Sequence[float | None]) -> str:
