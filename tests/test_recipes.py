@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import re
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -121,3 +122,24 @@ def test_gpt2_is_made_from_text_alone(tmp_path: Path):
     losses = [line["loss"] for line in result.run.metrics() if "loss" in line]
     assert losses[-1] < 0.7 * losses[0]
     assert Tokenizer.from_file(str(result.run.path / "model" / "tokenizer.json")).get_vocab_size() <= 400
+
+
+def test_gpt2_tells_the_sentiment_of_tweets(tmp_path: Path):
+    """Rows of the hub set's form: labels are numbers, and columns beside them are left alone."""
+    moods = {0: ["sad", "awful"], 1: ["monday", "lunch"], 2: ["love", "great"]}
+    said = [f"{number} {text}" for number in range(9) for text in ("so {}", "{} again", "omg {} !!", "just {} really")]
+    lines = [
+        {"id": f"{word}-{number}", "text": text.format(word), "label": label, "label_text": "?"}
+        for label, words in moods.items()
+        for number, (word, text) in enumerate(product(words, said))
+    ]
+    rows = tmp_path / "tweets.jsonl"
+    rows.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    base = tiny.make("gpt2", tmp_path / "base")
+    small = ["train.batch_size=8", "train.warmup_steps=5", "train.epochs=6", "train.learning_rate=5e-3"]
+    words = [*small, f"model.path={base}", "method.rank=8", f"data.train={rows}", f"output={tmp_path / 'run'}"]
+    recipe, tree = load(ROOT / "recipes" / "tweet-sentiment.yaml", words)
+    result = run(recipe, tree=tree)
+    assert (result.fit.best_metric or 0.0) > 0.9  # macro F1
+    config = json.loads((result.run.path / "adapter" / "adapter_config.json").read_text(encoding="utf-8"))
+    assert config["task_type"] == "SEQ_CLS"

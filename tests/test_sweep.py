@@ -56,6 +56,8 @@ def test_a_method_can_have_options_and_its_own_learning_rate(values: dict):
     assert plain["method"]["rank"] == 2 and other["method"]["rank"] == 1 and other["method"]["dora"]
     assert plain["train"]["learning_rate"] == other["train"]["learning_rate"] == 3e-3
     assert peft["train"]["learning_rate"] == METHODS["peft"].learning_rate
+    sweep(values, ["full train.learning_rate=1e-5"], steps=1)
+    assert Run.open(output / "full-train-learning_rate-1e-5-0").recipe()["train"]["learning_rate"] == 1e-5
     assert rows[1]["trainable_parameters"] < rows[0]["trainable_parameters"]
 
 
@@ -91,3 +93,11 @@ def test_problems_are_said_at_once(values: dict, tmp_path: Path, capsys):
     assert "method.rnak" in said and "method.blocks" in said
     assert main(["sweep", str(recipe), "--methods", "lora", "--seeds", "a"]) == 2
     assert main(["sweep", str(recipe)]) == 2
+
+
+def test_what_nothing_was_measured_on_is_no_zero():
+    costs = {"planned_host_peak_bytes": 1, "host_peak_bytes": 1, "seconds": 1.0, "disk_bytes": 1}
+    figures = {"exact": {"value": 0.5, "count": 8}, "bleu4": {"value": 0.0, "count": 0}}
+    row = {"method": "lora", "best_metric": 1.0, "trainable_parameters": 1, "figures": figures} | costs
+    cells = module.table([row]).splitlines()[2].split("|")
+    assert [cell.strip() for cell in cells[2:4]] == ["0.500", "–"]

@@ -247,7 +247,7 @@ def _misused(error: Any, verb: str, options: Sequence[str]) -> str:
     if kind == "MissingParameter":
         return t("{name}: is missing", name=name)
     if kind == "NoSuchOption":
-        return f"{name}: {config.unknown(name, verb, options)}"
+        return f"{name}: {config.unknown(str(name), verb, options)}"
     if kind == "BadOptionUsage":
         return (
             t("{name}: takes no value", name=name) if "not take" in message else t("{name}: needs a value", name=name)

@@ -364,8 +364,9 @@ def unknown(name: str, owner: str, names: Iterable[str]) -> str:
 
 def nearest(name: str, names: Iterable[str]) -> str | None:
     """The name that was probably meant, or None."""
-    close = difflib.get_close_matches(name.lower(), list(names), n=1, cutoff=0.5)
-    return close[0] if close else None
+    small = {known.lower(): known for known in names}
+    close = difflib.get_close_matches(name.lower(), small, n=1, cutoff=0.5)
+    return small[close[0]] if close else None
 
 
 def _shown(value: Any) -> str:

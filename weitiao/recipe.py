@@ -316,7 +316,7 @@ def _run_one(
     save_toolset(final, ready.tools)
     tuned = io.Tuned(model.eval(), ready.tokenizer, ready.renderer, recipe.method, base)
     figures = fact.measured(recipe, run, io.open_model(final) if group.sharded and recipe.evaluate else tuned)
-    fact.report(recipe, run, ready, done, figures)
+    fact.report(recipe, run, ready, done, figures, recipe.method.outcome(model))
     say("done: {path}", path=final)
     return fact.Result(run, done, ready.plan, awake_seconds() - started, fact.peak_bytes(), figures)
 

@@ -2,7 +2,7 @@
 
     weitiao sweep recipes/mine.yaml --methods lora,adalora,prefix_tuning --seeds 0,1
     weitiao sweep recipes/mine.yaml --methods lora,full --minutes 5
-    weitiao sweep recipes/mine.yaml --methods "lora,lora dora=true,peft kind=IA3"
+    weitiao sweep recipes/mine.yaml --methods "lora,lora dora=true,peft kind=IA3,full train.learning_rate=1e-4"
 
 Every run is a process of its own, so that its memory can be measured and a failure stays its own. A run that has
 finished is not run again: after a stop the same command goes on. ``sweep.md`` and ``sweep.png`` lie in the output.
@@ -37,7 +37,11 @@ def verb(
     context: typer.Context,
     words: recipe.Words = None,
     methods: Annotated[
-        str, typer.Option(help="methods by name, each with options of its own after blanks; commas between")
+        str,
+        typer.Option(
+            help="methods by name, each with options of its own after blanks, such as dora=true or "
+            "train.learning_rate=1e-4; commas between"
+        ),
     ] = "",
     seeds: Annotated[str, typer.Option(help="seeds, with commas between; each method runs with each")] = "0",
     steps: Annotated[int | None, typer.Option(min=1, help="budget: optimiser steps of each run")] = None,
@@ -80,8 +84,9 @@ def sweep(
 ) -> list[dict[str, Any]]:
     """A row for every method and seed: what ``weitiao train --json`` says of the run, or why there is none.
 
-    A method is a name, ``lora``, or a name with options, ``lora dora=true``. The recipe's own options of a method hold
-    for that method, and its learning rate for no other: the others take their own.
+    A method is a name, ``lora``, or a name with options, ``lora dora=true train.epochs=2``: the method's own, or a
+    section's. The recipe's own options of a method hold for that method, and its learning rate for no other: the others
+    take their own.
     """
     output, rows = Path(values["output"]), []
     for name in methods:
@@ -109,7 +114,9 @@ def _part(values: Mapping[str, Any], name: str, seed: int) -> config.Tree:
         train.pop("learning_rate", None)
     output = Path(values["output"]) / f"{re.sub(r'[^A-Za-z0-9_]+', '-', name)}-{seed}"
     part = {**values, "method": section, "train": train, "output": str(output)}
-    return config.read(part, [f"method.{option}" for option in options])
+    sections = recipe.Recipe.model_fields
+    whole = (option.partition(".")[0] in sections and "." in option.partition("=")[0] for option in options)
+    return config.read(part, [name if full else f"method.{name}" for name, full in zip(options, whole, strict=True)])
 
 
 def _tree(words: Sequence[str]) -> dict[str, Any]:
@@ -237,7 +244,10 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _value(figure: Any) -> float | None:
-    return figure["value"] if isinstance(figure, Mapping) else figure
+    """None for what nothing was measured on."""
+    if isinstance(figure, Mapping):
+        return figure["value"] if figure.get("count", 1) else None
+    return figure
 
 
 def _mean(values: Sequence[float | None]) -> str:

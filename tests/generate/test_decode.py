@@ -135,6 +135,37 @@ def test_trained_weights_are_rounded(monkeypatch):
         assert apart(one, other) < 0.08
 
 
+@with_kernels
+@pytest.mark.parametrize("double", [False, True])
+@pytest.mark.parametrize(("family", "method"), [("qwen2", None), ("llama", LORA), ("qwen3", LORA | {"rank": 6})])
+def test_codes_are_read_as_they_are(monkeypatch, family, method, double):
+    sizes = {"hidden_size": 128, "intermediate_size": 192, "num_attention_heads": 4, "num_key_value_heads": 1}
+    model, rows = made(family, head_dim=32, **sizes), prompts(shared=20)
+    quantized.quantize(model, "nf4", double)
+    if method:
+        model = METHODS["lora"].model_validate(method).attach(model).eval()
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.data.normal_(0, 0.1)
+    ours = logits(model, rows, True, monkeypatch)
+    generate(model, rows, SampleOptions(max_new_tokens=4), stop_ids=[], pad_id=0)
+    assert not any(layer.plain is not None for layer in quantized.quantized(model))  # memory is that of the codes
+    exact = deepcopy(model).float()
+    modules.inner(exact).config.dtype = torch.float32
+    theirs = logits(model, rows, False, monkeypatch)
+    for one, other, right in zip(ours, theirs, logits(exact, rows, False, monkeypatch), strict=True):
+        assert apart(one, right) < 1.3 * apart(other, right) + 0.005
+
+
+@with_kernels
+def test_other_codes_are_decoded_where_they_are_kept_spread_out():
+    model = made("llama")  # whose rows are no whole blocks
+    quantized.quantize(model, "nf4")
+    assert Decoder.of(model, 2, 50) is None
+    quantized.keep_plain(model, torch.bfloat16)
+    assert Decoder.of(model, 2, 50) is not None
+
+
 def test_it_stands_aside():
     assert Decoder.of(tiny.make("llama", **SIZES), 2, 50) is None  # float32
     assert Decoder.of(made("gemma"), 2, 50) is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from weitiao.methods.io import RECORD, open_model, save
 from weitiao.models import modules, shape, tiny
 from weitiao.models.load import ModelOptions, load, load_tokenizer
 from weitiao.models.quantized import quantize
+from weitiao.recipe import Recipe, run
 from weitiao.train.logps import token_logps
 
 METHODS = {
@@ -250,6 +252,58 @@ def test_a_block_that_its_family_would_not_make_there_is_not_copied():
     with pytest.raises(InputError, match="block 0 as block 1; take method"):
         method_of({"name": "expand", "blocks": 2}).count(rwkv)
     method_of({"name": "expand", "blocks": 2, "where": "tail"}).attach(tiny.make("rwkv"))
+
+
+@pytest.mark.parametrize(("family", "name"), [("llama", "embed_tokens"), ("gpt2", "wte"), ("bloom", "word_embeddings")])
+def test_an_embedding_can_be_adapted(family: str, name: str, tmp_path: Path):
+    values = {"name": "lora", "rank": 3, "target_modules": [name, r"q_proj" if family == "llama" else "mlp.c_fc"]}
+    values["target_modules"] = values["target_modules"][: 1 if family == "bloom" else 2]
+    folder, method = tiny.make(family, tmp_path / "base"), method_of(values)
+    start = open_model(folder, dtype="float32")
+    batch = collate(rows(3, seed=4), 0)
+    untouched = token_logps(start.model, batch.ids, None, batch.mask)
+    model = method.attach(start.model)
+    assert method.count(shape.read(folder)) == sum(parameter.numel() for parameter in trainable(model).values())
+    _, model, _ = train(tmp_path / "run", rows(4), values, model=(model, method), options={"learning_rate": 0.05})
+    wanted = token_logps(model.eval(), batch.ids, None, batch.mask)
+    assert not torch.allclose(wanted, untouched, atol=1e-3)
+    with method.disabled(model):
+        assert torch.equal(token_logps(model, batch.ids, None, batch.mask), untouched)
+    out = save(model, method, start.tokenizer, start.renderer, tmp_path / "out", str(folder))
+    again = open_model(out, dtype="float32")
+    torch.testing.assert_close(token_logps(again.model, batch.ids, None, batch.mask), wanted, rtol=0, atol=1e-5)
+    if shape.read(folder).tied:
+        with pytest.raises(InputError, match="are one weight"):
+            method.merge(model)
+        return
+    torch.testing.assert_close(token_logps(method.merge(model), batch.ids, None, batch.mask), wanted, rtol=0, atol=1e-4)
+
+
+def test_an_embedding_takes_plain_lora():
+    with pytest.raises(InputError, match="neither dora nor pissa"):
+        method_of({"name": "lora", "target_modules": ["embed_tokens"], "dora": True}).attach(tiny.make("llama"))
+
+
+def test_the_report_tells_the_final_ranks(tiny_llama: Path, tmp_path: Path):
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps({"prompt": f"q{n}", "answer": f"a{n}"}) + "\n" for n in range(12)))
+    values = {
+        "model": {"path": str(tiny_llama)},
+        "data": {"train": str(data), "validation": None},
+        "output": str(tmp_path / "run"),
+    }
+    values |= {"method": METHODS["adalora"], "train": {"max_steps": 8, "batch_size": 4, "warmup_steps": 0}}
+    run(Recipe.model_validate(values))
+    (told,) = re.findall(r"\| *final ranks *\| (.*) \|", (tmp_path / "run" / "report.md").read_text(encoding="utf-8"))
+    opened = open_model(tmp_path / "run")
+    assert opened.method is not None and opened.method.outcome(opened.model) == {"final ranks": told.strip()}
+    means = [float(number) for number in re.findall(r"\w+_proj ([\d.]+) \(\d–\d\)", told)]
+    assert len(means) == 7 and abs(sum(means) / 7 - 2) < 0.05  # as many linears of every kind
+
+
+def test_a_name_in_capitals_is_suggested_too():
+    with pytest.raises(InputError, match='did you mean "VERA"'):
+        method_of({"name": "peft", "kind": "VEERA"}).attach(tiny.make("llama"))
 
 
 # ---- a mixture's experts -------------------------------------------------------------------------------------------

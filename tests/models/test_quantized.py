@@ -80,6 +80,15 @@ def test_the_same_bits_as_bitsandbytes(size, double):
     assert torch.equal(ours.spread(torch.float32), functional.dequantize_4bit(theirs, state))
 
 
+@pytest.mark.parametrize("double", [False, True])
+@pytest.mark.parametrize("size", [*SIZES, (3, 64), (129, 448)])
+def test_compiled_or_not_the_weights_are_the_same_bits(size, double, monkeypatch):
+    linear = QuantizedLinear(nn.Linear(size[1], size[0]), "nf4", double)
+    compiled = linear.spread(torch.bfloat16)
+    monkeypatch.setattr("weitiao.models.kernels.spreads", lambda: False)
+    assert torch.equal(compiled, linear.spread(torch.bfloat16))
+
+
 @kinds
 @pytest.mark.parametrize("size", SIZES)
 def test_bytes_are_what_the_plan_counts(kind, double, size):

@@ -5,8 +5,8 @@
     logits = decoder.step(torch.tensor([4, 8]))
 
 transformers takes some thirty operations a block and token, each started from Python; for one row that is most of the
-time. Here it is reading every weight once. The mathematics is that of ``models.whole``; weights that are not bfloat16
-are rounded to it when a decoder is made.
+time. Here it is reading every weight once, nf4 as the codes that it is. The mathematics is that of ``models.whole``;
+weights that are not bfloat16 are rounded to it when a decoder is made.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from weitiao.methods.base import compute_dtype
 from weitiao.methods.virtual import leading
 from weitiao.models import kernels, modules, products
 from weitiao.models.block import known_blocks
+from weitiao.models.quantized import QuantizedLinear
 from weitiao.models.whole import GATE_UP, QKV, Block, Linear, Rows, extend
 
 PREFILL_TOKENS = 2048  # of prompts that are read at once: more are no faster, and take more memory
@@ -37,6 +38,8 @@ class Decoder:
     def __init__(self, model: Any, blocks: list[Block], rows: int):
         body: Any = modules.backbone(model)
         self.blocks = [_rounded(block) for block in blocks]
+        weights = [part.weight for block in self.blocks for part in block.linears.values()]
+        self.scales = {id(one): one.block_scales() for one in weights if isinstance(one, QuantizedLinear)}
         self.embedding, self.rotary = body.embed_tokens.weight, body.rotary_emb
         self.norm = body.norm.weight.float(), float(body.norm.variance_epsilon)
         self.head: Tensor = modules.head(model).weight.to(DTYPE)  # type: ignore[operator]
@@ -49,7 +52,7 @@ class Decoder:
         self.values: list[Tensor] = []
         self.angles = torch.empty(0, 0), torch.empty(0, 0)
         self.held: list[Tensor] = []  # what the description points to
-        self.described = torch.empty(0, 55, dtype=torch.int64)
+        self.described = torch.empty(0, 62, dtype=torch.int64)
 
     @classmethod
     def of(cls, model: Any, rows: int, tokens: int) -> Decoder | None:
@@ -59,9 +62,10 @@ class Decoder:
         if not blocks or model.device.type != "cpu" or compute_dtype(model) != DTYPE or leading(model):
             return None
         parts = [part for block in blocks for part in block.linears.values()]
-        weights = [part.weight for part in parts if isinstance(part.weight, Tensor) and not part.dropout]
-        rounded = sum(weight.numel() for weight in weights if weight.dtype != DTYPE)
-        if len(weights) < len(parts) or rounded * DTYPE.itemsize > machine.memory().available_bytes // 2:
+        weights = [_weight(part) for part in parts if not part.dropout]
+        rounded = sum(weight.numel() for weight in weights if isinstance(weight, Tensor) and weight.dtype != DTYPE)
+        unknown = len(weights) < len(parts) or any(weight is None for weight in weights)
+        if unknown or rounded * DTYPE.itemsize > machine.memory().available_bytes // 2:
             return None
         head, embedding = modules.head(model), inner.get_input_embeddings()
         plain = type(head) is nn.Linear and head.bias is None and type(embedding) is nn.Embedding
@@ -153,8 +157,10 @@ class Decoder:
 
     def _linear(self, part: Linear) -> list[int]:
         weight: Any = part.weight
-        tensors = (weight, part.bias, part.a, part.b)
-        return [*map(self._pointer, tensors), 0 if part.a is None else len(part.a), *weight.shape]
+        scales = self.scales.get(id(weight))
+        tensors = (weight if scales is None else weight.codes, part.bias, part.a, part.b)
+        rank = 0 if part.a is None else len(part.a)
+        return [*map(self._pointer, tensors), rank, _rows(part), _columns(part), self._pointer(scales)]
 
     def _pointer(self, tensor: Tensor | None) -> int:
         if tensor is None:
@@ -175,12 +181,20 @@ def cuts(lengths: Sequence[int]) -> list[int]:
     return [*found, len(lengths)]
 
 
+def _weight(part: Linear) -> Tensor | QuantizedLinear | None:
+    """What a linear is read as: its weight, or codes, as they are or spread out where that is kept; else None."""
+    weight = part.weight
+    if isinstance(weight, Tensor) or weight.whole_blocks:
+        return weight
+    return weight.plain if weight.plain is not None and weight.plain.dtype == DTYPE else None
+
+
 def _rounded(block: Block) -> Block:
     """The block with tensors as ``decode.c`` reads them: norms and biases in float32, all else in bfloat16, and every B
-    times its scale."""
+    times its scale. Codes stay what they are."""
     linears = {
         name: Linear(
-            part.weight.detach().to(DTYPE).contiguous(),  # type: ignore[union-attr]
+            weight.detach().to(DTYPE).contiguous() if isinstance(weight := _weight(part), Tensor) else part.weight,
             None if part.bias is None else part.bias.detach().float(),
             None if part.a is None else part.a.detach().to(DTYPE).contiguous(),
             None if part.b is None else (part.b.detach() * part.scale).to(DTYPE).contiguous(),
@@ -192,4 +206,8 @@ def _rounded(block: Block) -> Block:
 
 
 def _rows(part: Linear) -> int:
-    return part.weight.shape[0]  # type: ignore[union-attr]
+    return part.weight.shape[0] if isinstance(part.weight, Tensor) else part.weight.out_features
+
+
+def _columns(part: Linear) -> int:
+    return part.weight.shape[1] if isinstance(part.weight, Tensor) else part.weight.in_features

@@ -27,7 +27,7 @@ from weitiao.methods.base import compute_dtype, computing
 from weitiao.methods.virtual import leading
 from weitiao.models import modules
 from weitiao.models.products import FEW
-from weitiao.models.quantized import keep_plain
+from weitiao.models.quantized import keep_plain, quantized
 
 SHARED_PREFIX_TOKENS = 16  # a shorter common prefix is not worth a forward pass of its own
 SPARE_TOKENS = 128  # room that a cache buffer has ahead, so that most steps copy one token and not the whole past
@@ -66,7 +66,8 @@ def generate(
     check_prompts(model, prompts)
     if options.stop and tokenizer is None:
         raise InputError(t("stop texts need a tokenizer"))
-    keep_plain(model, compute_dtype(model))
+    longest = max(map(len, prompts), default=0) + options.max_new_tokens
+    _spread_out(model, longest)
     done: dict[int, Completion] = {}
 
     def finish(row: int, completion: Completion) -> None:
@@ -77,12 +78,20 @@ def generate(
     order = sorted(range(len(prompts)), key=lambda row: len(prompts[row]), reverse=True)
     batch_size = batch_size if modules.takes(model, CACHE) else 1
     with evaluating(model):
-        longest = max(map(len, prompts), default=0) + options.max_new_tokens
         batch_size = FEW if batch_size > FEW and Decoder.of(model, FEW, longest) else batch_size  # which is quicker
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
             _generate_batch(model, prompts, rows, options, frozenset(stop_ids), pad_id, tokenizer, on_token, finish)
     return [done[row] for row in range(len(prompts))]
+
+
+def _spread_out(model: PreTrainedModel, longest: int) -> None:
+    """Spread codes out once, where tokens are not decoded from them as they are."""
+    if quantized(model):
+        with evaluating(model):
+            decoder = Decoder.of(model, 1, longest)
+        if decoder is None:
+            keep_plain(model, compute_dtype(model))
 
 
 def _generate_batch(
@@ -132,7 +141,7 @@ def stream(
     """
     options = options or SampleOptions()
     check_prompts(model, [prompt])
-    keep_plain(model, compute_dtype(model))
+    _spread_out(model, len(prompt) + options.max_new_tokens)
     batch = Batch(model, [prompt], options, pad_id=0, rows=[0])
     answer = Answer(tokenizer, options, batch.limits[0], incremental=True)
     while answer.finish is None:

@@ -13,6 +13,7 @@ import math
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -138,6 +139,14 @@ class AdaLoRA(Method):
     def ranks(self, model: nn.Module) -> dict[str, int]:
         """The rank of every update, by the linear's name: entries of Λ that are not zero."""
         return {name: int((layer.lora_E[adapters.ADAPTER] != 0).sum()) for name, layer in _layers(model).items()}
+
+    def outcome(self, model: nn.Module) -> dict[str, str]:
+        """The final ranks: of the linears of one kind the mean, the least and the most."""
+        kinds: dict[str, list[int]] = {}
+        for name, rank in self.ranks(model).items():
+            kinds.setdefault(name.rpartition(".")[2], []).append(rank)
+        told = (f"{kind} {fmean(ranks):.1f} ({min(ranks)}–{max(ranks)})" for kind, ranks in kinds.items())
+        return {t("final ranks"): ", ".join(told)}
 
     def training(self, model: nn.Module) -> AbstractContextManager[Any]:
         """See ``adapters.passing``."""

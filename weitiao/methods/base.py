@@ -67,6 +67,10 @@ class Method(Options):
         """Held open around the loop's forward passes and their backward passes, which may compute layers again."""
         return nullcontext()
 
+    def outcome(self, model: nn.Module) -> dict[str, str]:
+        """What a run's report says of the method's own result, by name."""
+        return {}
+
     def parameter_groups(self, model: nn.Module, learning_rate: float) -> list[dict[str, Any]]:
         """Optimiser groups: matrices decay, vectors (biases, norms) do not; ``linear`` marks the weights of linears."""
         trained, linear = trainable(model).values(), _linear_weights(model)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -41,7 +41,8 @@ class LoRA(Method):
     dropout: float = Field(default=0.0, ge=0, lt=1, description="share of inputs to the added matrices that is dropped")
     target_modules: str | tuple[str, ...] = Field(
         default="all-linear",
-        description="linears that get one: all-linear (the output head apart), or ends of dotted names",
+        description="linears that get one: all-linear (the output head apart), or ends of dotted names; so does the "
+        "token embedding where it is named",
     )
     target_parameters: tuple[str, ...] = Field(
         default=(),
@@ -80,7 +81,7 @@ class LoRA(Method):
         from weitiao.models.quantized import kind_of
 
         linears, own = modules.linears(model), shape.read(model.config)
-        targets = modules.pick(linears, self._wanted, "method.target_modules")
+        targets, embedding = self.targets(own)
         self.count(own)
         if self.chosen_experts(own) and kind_of(model):
             raise InputError("method.target_parameters: " + t(IN_CODES))
@@ -91,7 +92,7 @@ class LoRA(Method):
             r=self.rank,
             lora_alpha=self.alpha,  # pyright: ignore[reportArgumentType] (PEFT divides by it, any number will do)
             lora_dropout=self.dropout,
-            target_modules=adapters.short_names(targets, [name for name, _ in model.named_modules()]),
+            target_modules=adapters.short_names([*targets, *embedding], [name for name, _ in model.named_modules()]),
             target_parameters=list(self.target_parameters) or None,
             use_rslora=self.rslora,
             use_dora=self.dora,
@@ -104,9 +105,19 @@ class LoRA(Method):
             pissa.begin(wrapped)
         return wrapped
 
-    @property
-    def _wanted(self) -> str | Sequence[str]:
-        return self.target_modules
+    def targets(self, shape: Shape) -> tuple[list[str], list[str]]:
+        """Names of the linears that get two matrices, and of the embedding if it does. InputError for a name that means
+        neither, and for an embedding where there are none for it."""
+        from weitiao.models import modules
+
+        names = [linear.name for linear in shape.linears]
+        if self.target_modules == modules.ALL_LINEAR:
+            return names, []
+        chosen = modules.pick([*names, shape.embedding], self.target_modules, "method.target_modules")
+        embedding = [name for name in chosen if name == shape.embedding]
+        if embedding and (self.dora or self.initialize == "pissa"):
+            raise InputError(t("method.target_modules: {name} goes with neither dora nor pissa", name=embedding[0]))
+        return [name for name in chosen if name not in embedding], embedding
 
     def chosen_experts(self, shape: Shape) -> list[Experts]:
         """What ``target_parameters`` means; InputError for a name that means nothing."""
@@ -137,14 +148,13 @@ class LoRA(Method):
     def count(self, shape: Shape) -> int:
         """rank · (inputs + outputs) for every chosen linear or expert, with DoRA its outputs as well, and what trains
         whole. InputError for ranks and names that cannot be."""
-        from weitiao.models import modules
-
-        linears = {linear.name: linear for linear in shape.linears}
-        targets = modules.pick(linears, self._wanted, "method.target_modules")
-        ranks = {name: self._rank_of(name) for name in targets}
-        adapters.check_ranks(ranks, {name: (linears[name].inputs, linears[name].outputs) for name in targets})
-        added = sum(rank * (linears[name].inputs + linears[name].outputs) for name, rank in ranks.items())
-        added += sum(linears[name].outputs for name in targets) if self.dora else 0
+        targets, embedding = self.targets(shape)
+        sizes = {linear.name: (linear.inputs, linear.outputs) for linear in shape.linears if linear.name in targets}
+        sizes |= {name: (shape.vocab, shape.tensors[f"{name}.weight"][1]) for name in embedding}
+        ranks = {name: self._rank_of(name) for name in sizes}
+        adapters.check_ranks(ranks, sizes)
+        added = sum(rank * sum(sizes[name]) for name, rank in ranks.items())
+        added += sum(sizes[name][1] for name in targets) if self.dora else 0
         experts = self.chosen_experts(shape)
         added += sum(self._rank_of(stack.name) * stack.count * (stack.inputs + stack.outputs) for stack in experts)
         return added + sum(math.prod(shape.tensors[name]) for name in self._saved(shape))
@@ -159,7 +169,7 @@ class LoRA(Method):
         groups = super().parameter_groups(model, learning_rate)
         if self.b_learning_rate == 1.0:
             return groups
-        b = {id(parameter) for name, parameter in trainable(model).items() if ".lora_B." in name}
+        b = {id(weight) for name, weight in trainable(model).items() if re.search(r"\.lora_(embedding_)?B\.", name)}
         split = []
         for group in groups:
             for faster in (False, True):
@@ -189,7 +199,14 @@ class LoRA(Method):
         return model.disable_adapter()
 
     def merge(self, model: Any) -> nn.Module:
-        """The base with the product of the small matrices added to its weights; the wrapped model is used up."""
+        """The base with the product of the small matrices added to its weights; the wrapped model is used up.
+        InputError where an embedding would take the head with it."""
+        from weitiao.models import modules
+
+        embedding, head = modules.embedding(model), modules.output_linear(model)
+        if getattr(embedding, "lora_embedding_A", None) and head is not None and head.weight is embedding.weight:
+            message = "{model}: embedding and head are one weight, and LoRA changed one use alone; keep the adapter"
+            raise InputError(t(message, model=model.name_or_path))
         return adapters.merge(model)
 
     def save(self, model: Any, folder: Path, base: str) -> None:

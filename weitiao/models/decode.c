@@ -1,12 +1,14 @@
 /* One more token of every row through all blocks, for generation with few rows: every weight is read once. Included by
  * kernels.c. */
 
-/* y = x weightᵀ + bias + (x aᵀ) bᵀ: weight [rows, columns], a [rank, columns], b [rows, rank], scaled. */
+/* y = x weightᵀ + bias + (x aᵀ) bᵀ: weight [rows, columns], a [rank, columns], b [rows, rank], scaled. Where there are
+ * scales, the weight is nf4 codes, and columns are a multiple of CODES. */
 typedef struct {
-    const bf16 *weight;
+    const void *weight;
     const float *bias;
     const bf16 *a, *b;
     size rank, rows, columns;
+    const float *scales;
 } linear;
 
 /* A block; norms of queries and keys may be missing. keys and values [batch, heads, capacity, width]. */
@@ -81,10 +83,20 @@ static void dots(const bf16 *x, size x_step, size batch, const bf16 *weight, siz
     }
 }
 
-/* Rows from .. from + count of a linear's output, to [batch, count]; small [batch, rank] is x aᵀ. */
+/* Rows from .. from + count of a linear's output, to [batch, count]; small [batch, rank] is x aᵀ; room for DOTS rows of
+ * a weight that is codes. */
 static void linear_rows(const linear *l, const bf16 *x, const bf16 *small, size small_step, size batch, size from,
-                        size count, float *to, size step) {
-    dots(x, l->columns, batch, l->weight + from * l->columns, l->columns, to, step, count, 0);
+                        size count, float *to, size step, bf16 *room) {
+    size blocks = l->columns / CODES;
+    if (!l->scales)
+        dots(x, l->columns, batch, (const bf16 *)l->weight + from * l->columns, l->columns, to, step, count, 0);
+    else
+        for (size n = 0; n < count; n += DOTS) {
+            size wide = count - n < DOTS ? count - n : DOTS;
+            const uint8_t *codes = (const uint8_t *)l->weight + (from + n) * l->columns / 2;
+            spread_blocks(codes, l->scales + (from + n) * blocks, wide * blocks, room);
+            dots(x, l->columns, batch, room, l->columns, to + n, step, wide, 0);
+        }
     if (l->rank) dots(small, small_step, batch, l->b + from * l->rank, l->rank, to, step, count, 1);
     if (l->bias)
         for (size b = 0; b < batch; b++)
@@ -186,6 +198,8 @@ int decode(const layer *layers, size count, bf16 *x, const float *cosine, const 
         rank = ranks > rank ? ranks : rank;
         inner = l->gate.rows > inner ? l->gate.rows : inner;
     }
+    size widest = groups * heads * width > inner ? groups * heads * width : inner;
+    widest = DOTS * (widest > hidden ? widest : hidden);
     for (size b = 0; b < batch; b++) longest = lengths[b] + 1 > longest ? lengths[b] + 1 : longest;
     size narrowed = UP(batch * (hidden + groups * heads * width + inner + rank), 32);
     char *memory = scratch(2 * narrowed + 4 * batch * all);
@@ -197,8 +211,9 @@ int decode(const layer *layers, size count, bf16 *x, const float *cosine, const 
     int failed = 0;
 #pragma omp parallel reduction(| : failed)
     {
-        float *shares = own_scratch(4 * (groups * longest + 2 * batch * SHARE));
+        float *shares = own_scratch(4 * (groups * longest + 2 * batch * SHARE) + 2 * widest);
         float *own = shares + groups * longest;
+        bf16 *room = (bf16 *)(own + 2 * batch * SHARE);
         if (!shares) failed = 1;
         for (size i = 0; i < count; i++) {
             const layer *l = layers + i;
@@ -212,8 +227,9 @@ int decode(const layer *layers, size count, bf16 *x, const float *cosine, const 
                 size rows = qkv[part]->rows;
 #pragma omp for schedule(dynamic) nowait
                 for (size n = 0; n < rows; n += SHARE)
-                    linear_rows(qkv[part], w.normed, w.small + small, ranks, batch, n,
-                                rows - n < SHARE ? rows - n : SHARE, w.states + place + n, all);
+                    if (!failed)
+                        linear_rows(qkv[part], w.normed, w.small + small, ranks, batch, n,
+                                    rows - n < SHARE ? rows - n : SHARE, w.states + place + n, all, room);
                 place += rows;
                 small += qkv[part]->rank;
             }
@@ -239,7 +255,7 @@ int decode(const layer *layers, size count, bf16 *x, const float *cosine, const 
             for (size n = 0; n < hidden; n += SHARE) {
                 size wide = hidden - n < SHARE ? hidden - n : SHARE;
                 if (failed) continue;
-                linear_rows(&l->o, w.seen, w.small, l->o.rank, batch, n, wide, own, wide);
+                linear_rows(&l->o, w.seen, w.small, l->o.rank, batch, n, wide, own, wide, room);
                 for (size b = 0; b < batch; b++)
                     for (size k = 0; k < wide; k++)
                         x[b * hidden + n + k] = put_bf16(get_bf16(x[b * hidden + n + k]) + own[b * wide + k]);
@@ -255,8 +271,8 @@ int decode(const layer *layers, size count, bf16 *x, const float *cosine, const 
                 size wide = middle - n < SHARE ? middle - n : SHARE;
                 float *up = own + batch * wide;
                 if (failed) continue;
-                linear_rows(&l->gate, w.normed, w.small, ranks, batch, n, wide, own, wide);
-                linear_rows(&l->up, w.normed, w.small + l->gate.rank, ranks, batch, n, wide, up, wide);
+                linear_rows(&l->gate, w.normed, w.small, ranks, batch, n, wide, own, wide, room);
+                linear_rows(&l->up, w.normed, w.small + l->gate.rank, ranks, batch, n, wide, up, wide, room);
                 for (size b = 0; b < batch; b++)
 #pragma omp simd
                     for (size k = 0; k < wide; k++) {
@@ -269,7 +285,7 @@ int decode(const layer *layers, size count, bf16 *x, const float *cosine, const 
             for (size n = 0; n < hidden; n += SHARE) {
                 size wide = hidden - n < SHARE ? hidden - n : SHARE;
                 if (failed) continue;
-                linear_rows(&l->down, w.product, w.small, l->down.rank, batch, n, wide, own, wide);
+                linear_rows(&l->down, w.product, w.small, l->down.rank, batch, n, wide, own, wide, room);
                 for (size b = 0; b < batch; b++)
                     for (size k = 0; k < wide; k++)
                         x[b * hidden + n + k] = put_bf16(get_bf16(x[b * hidden + n + k]) + own[b * wide + k]);

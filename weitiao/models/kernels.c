@@ -91,6 +91,7 @@ INLINE void put_pairs(uint32_t *to, __m512 first, __m512 second) {
 }
 
 #include "attention.c"
+#include "codes.c"
 #include "decode.c"
 #ifndef __AMX_BF16__ /* whose tiles multiply faster than anything here; oneDNN knows them */
 #include "products.c"

@@ -31,7 +31,7 @@ from weitiao.errors import say, t
 from weitiao.machine.speed import cache_folder
 
 SOURCE = Path(__file__).with_name("kernels.c")
-INCLUDED = tuple(SOURCE.with_name(f"{name}.c") for name in ("attention", "decode", "products"))
+INCLUDED = tuple(SOURCE.with_name(f"{name}.c") for name in ("attention", "codes", "decode", "products"))
 FLAGS = "-O3 -march=native -fopenmp -fno-math-errno -fno-trapping-math -fno-signed-zeros -shared -fPIC".split()
 if platform.machine() in ("x86_64", "AMD64"):
     FLAGS += ["-mprefer-vector-width=512"]  # compilers shy away from what older processors slowed down for
@@ -316,6 +316,19 @@ def target_logps(logits: Tensor, targets: Tensor, steep: bool) -> Tensor:
     logps = torch.empty(len(targets), dtype=torch.float32)
     _typed("target_logps", logits, logits, logits, targets.contiguous(), logps, int(steep), *logits.shape)
     return logps
+
+
+def spreads() -> bool:
+    """Whether :func:`spread` is there."""
+    return hasattr(compiled(), "spread")
+
+
+def spread(codes: Tensor, scales: Tensor) -> Tensor:
+    """The bfloat16 weights [n] that nf4 ``codes`` [n / 2] and their float32 ``scales`` [n / 64] stand for; the twin of
+    ``QuantizedLinear.spread``."""
+    weights = torch.empty(2 * len(codes), dtype=torch.bfloat16)
+    run("spread", codes, scales, len(scales), weights)
+    return weights
 
 
 def drawn_seed() -> int:

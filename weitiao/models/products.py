@@ -101,7 +101,7 @@ def decode(
     scale: float,
     shape: tuple[int, int, int, int],
 ) -> None:
-    """``x`` [B, H], a token of every row, becomes in place what blocks make of it. ``layers``: int64 [blocks, 55], each
+    """``x`` [B, H], a token of every row, becomes in place what blocks make of it. ``layers``: int64 [blocks, 62], each
     as ``decode.c`` lays it out; ``cosine``, ``sine``: float32 [B, D / 2]; ``lengths``: int64 [B], tokens before it;
     ``shape``: key heads, queries to each, width, capacity."""
     heads, groups, width, capacity = shape

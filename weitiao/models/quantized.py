@@ -21,7 +21,7 @@ from transformers.pytorch_utils import Conv1D
 
 from weitiao import machine
 from weitiao.errors import InputError, say, t
-from weitiao.models import modules
+from weitiao.models import kernels, modules
 
 Kind = Literal["nf4", "int8"]
 BLOCK = 64  # weights that share a scale
@@ -94,6 +94,7 @@ class QuantizedLinear(nn.Linear):
     plain: Tensor | None = None  # the weight spread out, while it is kept
     lean = False  # it may not be kept
     said = False  # that memory does not suffice to keep it
+    codes: Tensor
 
     def __init__(self, linear: nn.Linear | Conv1D, kind: Kind, double: bool = False):
         nn.Module.__init__(self)
@@ -120,6 +121,8 @@ class QuantizedLinear(nn.Linear):
 
     def spread(self, dtype: torch.dtype) -> Tensor:
         """The weight [out, in] that the codes stand for, without what was ``taken`` from it."""
+        if dtype == torch.bfloat16 and self.whole_blocks and kernels.spreads():
+            return kernels.spread(self.codes, self.block_scales()).view(self.out_features, self.in_features)
         if self.taken is None:
             return self._spread().to(dtype)
         with torch.autocast(self.taken[0].device.type, enabled=False):
@@ -130,12 +133,22 @@ class QuantizedLinear(nn.Linear):
         state: Any = self
         if self.kind == "int8":
             return state.codes * state.scales[:, None]
-        double = hasattr(self, "scale_codes")
-        scales = decode_scales(state.scale_codes, state.tops, state.mean) if double else state.scales
         values = byte_pairs().to(state.codes.device)[state.codes.int()].view(-1)
         missing = -len(values) % BLOCK
-        blocks = nn.functional.pad(values, (0, missing)).view(-1, BLOCK) * scales[:, None]
+        blocks = nn.functional.pad(values, (0, missing)).view(-1, BLOCK) * self.block_scales()[:, None]
         return blocks.view(-1)[: len(values)].view(self.out_features, self.in_features)
+
+    def block_scales(self) -> Tensor:
+        """nf4's scales, float32 [blocks]."""
+        state: Any = self
+        double = hasattr(self, "scale_codes")
+        return decode_scales(state.scale_codes, state.tops, state.mean) if double else state.scales
+
+    @property
+    def whole_blocks(self) -> bool:
+        """Whether every row is whole blocks of nf4 on a CPU, as compiled functions read them."""
+        aligned = self.kind == "nf4" and self.in_features % BLOCK == 0
+        return aligned and self.taken is None and self.codes.device.type == "cpu"
 
     @property
     def weight(self) -> Tensor:  # type: ignore[override]

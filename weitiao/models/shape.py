@@ -83,6 +83,7 @@ class Shape:
     attention: str = "fused"  # or "eager": a T x T matrix for every head; "recurrent": a state instead of a cache
     experts: tuple[Experts, ...] = ()
     experts_per_token: int = 0  # of those of a block
+    embedding: str = ""  # the token embedding's dotted name
 
     def build(self) -> Any:
         """A model of this shape on the meta device: all of its modules, none of its weights."""
@@ -324,6 +325,7 @@ def _measure(model_type: str, text: str) -> Shape:
         attention=_attention(model),
         experts=tuple(_experts(model)),
         experts_per_token=_size(config, "num_experts_per_tok") or _size(config, "num_experts") or 0,
+        embedding=next(name for name, module in model.named_modules() if module is modules.embedding(model)),
     )
 
 

@@ -15,7 +15,6 @@ from functools import cached_property
 
 from weitiao.methods.base import Method
 from weitiao.methods.lora import LoRA
-from weitiao.models import modules
 from weitiao.models.block import FAMILIES
 from weitiao.models.shape import Linear, Shape
 
@@ -146,8 +145,7 @@ class Block:
         """The linears with a LoRA beside them."""
         if not isinstance(self.method, LoRA):
             return []
-        names = [linear.name for linear in self.shape.linears]
-        targets = set(modules.pick(names, self.method.target_modules, "method.target_modules"))
+        targets = set(self.method.targets(self.shape)[0])
         return [linear for linear in self.linears if linear.name in targets]
 
     @property

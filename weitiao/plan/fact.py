@@ -11,6 +11,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any
 
 import typer
@@ -108,9 +109,16 @@ def finished(run: Run) -> Result:
     return Result(run, Fit(steps, best.get("step"), best.get("metric")), plan, seconds=0.0, peak_bytes=None)
 
 
-def report(recipe: Sections, run: Run, ready: Prepared, done: Fit, figures: Mapping[str, Any]) -> Path:
+def report(
+    recipe: Sections,
+    run: Run,
+    ready: Prepared,
+    done: Fit,
+    figures: Mapping[str, Any],
+    outcome: Mapping[str, str] = MappingProxyType({}),
+) -> Path:
     """Write ``loss.png`` and ``report.md``: what was run, plan against fact, the curves, the measures, and the commands
-    that go on from here."""
+    that go on from here. ``outcome``: what the method says of its result."""
     plan, metrics, peak = ready.plan, run.metrics(), peak_bytes()
     curves(metrics, run.path / "loss.png")
     held = done.disk_bytes + (done.paged_bytes if plan.device == "cpu" else 0)
@@ -122,7 +130,7 @@ def report(recipe: Sections, run: Run, ready: Prepared, done: Fit, figures: Mapp
     ]
     parts = [
         f"# {run.path.absolute().name}\n",
-        markdown(["", ""], _facts(recipe, ready, done)),
+        markdown(["", ""], [*_facts(recipe, ready, done), *map(list, outcome.items())]),
         f"## {t('Plan and fact')}\n",
         t("What was foreseen before any weight was read, and what it came to.") + "\n",
         markdown(["", t("planned"), t("measured")], compared),
