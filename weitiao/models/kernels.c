@@ -47,7 +47,7 @@ INLINE uint32_t mixed(uint32_t x) {
     return x ^ x >> 16;
 }
 
-#ifdef __AVX512BF16__
+#if defined(__AVX512BF16__) || defined(__AVX512VNNI__)
 #include <immintrin.h>
 #include <omp.h>
 #include <stdlib.h>
@@ -73,7 +73,34 @@ static void *scratch(size bytes) {
     return grown(&memory, &held, bytes);
 }
 
-/* The same again, beside that. */
+/* 16 x 16 numbers of 32 bits, turned about their diagonal. */
+INLINE void turn16(__m512i *line) {
+    __m512i two[16];
+    for (int i = 0; i < 16; i += 2) {
+        two[i] = _mm512_unpacklo_epi32(line[i], line[i + 1]);
+        two[i + 1] = _mm512_unpackhi_epi32(line[i], line[i + 1]);
+    }
+    for (int i = 0; i < 16; i += 4) {
+        line[i] = _mm512_unpacklo_epi64(two[i], two[i + 2]);
+        line[i + 1] = _mm512_unpackhi_epi64(two[i], two[i + 2]);
+        line[i + 2] = _mm512_unpacklo_epi64(two[i + 1], two[i + 3]);
+        line[i + 3] = _mm512_unpackhi_epi64(two[i + 1], two[i + 3]);
+    }
+    for (int i = 0; i < 4; i++) { /* line[4 g + i]: columns i, 4 + i, 8 + i, 12 + i of rows 4 g .. 4 g + 3 */
+        __m512i a = line[i], b = line[4 + i], c = line[8 + i], d = line[12 + i];
+        __m512i ab = _mm512_shuffle_i32x4(a, b, 0x88), cd = _mm512_shuffle_i32x4(c, d, 0x88);
+        __m512i AB = _mm512_shuffle_i32x4(a, b, 0xdd), CD = _mm512_shuffle_i32x4(c, d, 0xdd);
+        two[i] = _mm512_shuffle_i32x4(ab, cd, 0x88);
+        two[8 + i] = _mm512_shuffle_i32x4(ab, cd, 0xdd);
+        two[4 + i] = _mm512_shuffle_i32x4(AB, CD, 0x88);
+        two[12 + i] = _mm512_shuffle_i32x4(AB, CD, 0xdd);
+    }
+    for (int i = 0; i < 16; i++) line[i] = two[i];
+}
+#endif
+
+#ifdef __AVX512BF16__
+/* Scratch again, beside that. */
 static void *own_scratch(size bytes) {
     static _Thread_local void *memory;
     static _Thread_local size held;
@@ -95,6 +122,10 @@ INLINE void put_pairs(uint32_t *to, __m512 first, __m512 second) {
 #ifndef __AMX_BF16__ /* whose tiles multiply faster than anything here; oneDNN knows them */
 #include "products.c"
 #endif
+#endif
+
+#if defined(__AVX512VNNI__) && !defined(__AMX_INT8__)
+#include "codes.c"
 #endif
 
 #define JOIN(a, b, c) a##_##b##_##c
@@ -202,6 +233,52 @@ void NAME(norm_backward)(const E *gradient, const R *x, const float *weight, con
 void NAME(add)(const R *x, const E *delta, R *out, size count) {
 #pragma omp parallel for simd schedule(static)
     for (size i = 0; i < count; i++) out[i] = PUT_R(GET_R(x[i]) + GET_E(delta[i]));
+}
+
+/* Rows of x, times scales column by column where there are any, in eight bits: the nearest of 127 steps either way to the
+ * largest of the row, in rows of step numbers filled up with zeros; the size of a row's step, and the sum of its codes. A
+ * row with a NaN or an infinity gets steps of NaN or infinity. */
+void NAME(rounded)(const E *x, size x_step, const float *scales, int8_t *out, size step, float *sizes, int32_t *sums,
+                   size rows, size width) {
+#pragma omp parallel for schedule(static)
+    for (size row = 0; row < rows; row++) {
+        const E *in = x + row * x_step;
+        int8_t *o = out + row * step;
+        uint32_t most = 0;
+        int32_t sum = 0;
+        if (scales) {
+#pragma omp simd reduction(max : most)
+            for (size i = 0; i < width; i++) {
+                uint32_t bits = float_bits(GET_E(in[i]) * scales[i]) & 0x7fffffffu;
+                most = bits > most ? bits : most;
+            }
+        } else {
+#pragma omp simd reduction(max : most)
+            for (size i = 0; i < width; i++) {
+                uint32_t bits = float_bits(GET_E(in[i])) & 0x7fffffffu;
+                most = bits > most ? bits : most;
+            }
+        }
+        float turn = most ? 127.0f / bits_float(most) : 0.0f;
+        sizes[row] = bits_float(most) / 127.0f;
+        if (scales) {
+#pragma omp simd reduction(+ : sum)
+            for (size i = 0; i < width; i++) {
+                int32_t code = (int32_t)rintf(GET_E(in[i]) * scales[i] * turn);
+                o[i] = (int8_t)code;
+                sum += (int8_t)code;
+            }
+        } else {
+#pragma omp simd reduction(+ : sum)
+            for (size i = 0; i < width; i++) {
+                int32_t code = (int32_t)rintf(GET_E(in[i]) * turn);
+                o[i] = (int8_t)code;
+                sum += (int8_t)code;
+            }
+        }
+        memset(o + width, 0, step - width);
+        sums[row] = sum;
+    }
 }
 
 /* out = silu(gate) * up. */

@@ -20,6 +20,7 @@ from torch.nn.functional import pad
 
 from weitiao.models import kernels, products
 from weitiao.models.attention import attend, attend_backward, fold, unfold
+from weitiao.models.products import Codes, Part, Rounded
 from weitiao.models.quantized import QuantizedLinear
 
 QKV, GATE_UP = ("q", "k", "v"), ("gate", "up")
@@ -158,10 +159,10 @@ class _Fused(torch.autograd.Function):
         return at_hidden, *[None] * 6, *found
 
 
-def _weight(part: Linear, name: str, casts: dict[str, Tensor], dtype: torch.dtype) -> Tensor:
-    """A linear's weight for products; codes are spread out each time."""
+def _weight(part: Linear, name: str, casts: dict[str, Tensor], dtype: torch.dtype) -> Tensor | Codes:
+    """A linear's weight for products; codes that cannot be multiplied as they are are spread out each time."""
     if isinstance(part.weight, QuantizedLinear):
-        return part.weight.spread(dtype)
+        return part.weight.codes_of(dtype) or part.weight.spread(dtype)
     return casts.get(name, part.weight.detach())
 
 
@@ -209,6 +210,13 @@ class _Forward:
         self.seeds: dict[str, int] = {}
         self.before: dict[str, Tensor] = {}
         self.inverses: dict[str, Tensor] = {}
+        self.last: tuple[Tensor, Rounded] | None = None
+
+    def rounded(self, x: Tensor) -> Rounded:
+        """For weights of codes: once for all that share an input."""
+        if self.last is None or self.last[0] is not x:
+            self.last = x, products.rounded(x)
+        return self.last[1]
 
     def block_output(
         self, x: Tensor, cosine: Tensor, sine: Tensor, attention: Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -239,7 +247,7 @@ class _Forward:
     def linears(self, names: Sequence[str], x: Tensor, onto: Tensor | None = None) -> dict[str, Tensor]:
         """What the linears of these names make of ``x``, added to ``onto`` where that is given."""
         self.groups[names[0]] = _groups(self.block, names, self.dtype)
-        adapters: dict[str, tuple[Tensor, Tensor, bool]] = {}
+        adapters: dict[str, Part] = {}
         for group in self.groups[names[0]]:
             first, read = group.names[0], x
             if group.dropout:
@@ -250,11 +258,13 @@ class _Forward:
             adapters |= {name: (small, b, False) for name, small, b in parts}
         return {name: self.linear(name, x, onto, adapters.get(name)) for name in names}
 
-    def linear(self, name: str, x: Tensor, onto: Tensor | None, adapter: tuple[Tensor, Tensor, bool] | None) -> Tensor:
+    def linear(self, name: str, x: Tensor, onto: Tensor | None, adapter: Part | None) -> Tensor:
         part = self.block.linears[name]
         if isinstance(part.weight, Tensor) and part.weight.dtype != self.dtype:
             self.casts[name] = part.weight.to(self.dtype)
-        parts = [(x, _weight(part, name, self.casts, self.dtype), False), *([adapter] if adapter else [])]
+        weight = _weight(part, name, self.casts, self.dtype)
+        parts: list[Part] = [(self.rounded(x) if isinstance(weight, Codes) else x, weight, False)]
+        parts += [adapter] if adapter else []
         bias = None if part.bias is None else part.bias.detach().float()
         if onto is None or onto.dtype == self.dtype:
             return products.summed(parts, bias, onto)
@@ -299,7 +309,10 @@ class _Backward:
     def at_input(self, gradients: Mapping[str, Tensor]) -> Tensor:
         """The gradient at the input that linears share, given those at their outputs."""
         linears, groups = self.block.linears, self.groups[next(iter(gradients))]
-        parts = [(at, _weight(linears[name], name, self.casts, self.dtype), True) for name, at in gradients.items()]
+        parts: list[Part] = []
+        for name, at in gradients.items():
+            weight = _weight(linears[name], name, self.casts, self.dtype)
+            parts.append((products.rounded(at, weight.scales) if isinstance(weight, Codes) else at, weight, True))
         out = products.summed(
             parts + [(self.inner(group, gradients), group.a, True) for group in groups if not group.dropout]
         )
