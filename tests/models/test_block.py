@@ -50,6 +50,10 @@ def made(family: str, values: dict, dtype: torch.dtype = torch.float32, quantize
     model.config.dtype = dtype
     if quantize:
         quantized.quantize(model, quantize, training={name for name, _ in model.named_parameters() if trains in name})
+    if family.startswith("glm") and "target_modules" in values:  # one linear for both
+        joined = {"gate_proj": "gate_up_proj", "up_proj": "gate_up_proj"}
+        wanted = [joined.get(name, name) for name in values["target_modules"]]
+        values = values | {"target_modules": wanted}
     model = METHODS[values["name"]].model_validate(values).attach(model).train()
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -118,26 +118,35 @@ def test_a_nan_is_not_rounded_away():
 
 @with_compiler
 @pytest.mark.parametrize("dtype", CLOSE, ids=str)
-def test_gates(both, dtype):
+@pytest.mark.parametrize("curve", [kernels.SILU, kernels.GELU_TANH], ids=["silu", "gelu"])
+@pytest.mark.parametrize("joined", [False, True], ids=["apart", "joined"])
+def test_gates(both, dtype, curve, joined):
     gate, up, gradient = (torch.randn(5, 700, dtype=dtype) * 6 for _ in range(3))
     gate[0, :4] = torch.tensor([-200.0, 200.0, 0.0, -90.0])
-    same(*both(kernels.gated, gate, up))
-    same(*both(kernels.gated_backward, gradient, gate, up, True))
-    same(*both(kernels.gated_backward, gradient, gate, up, False))
+    if joined:
+        gate, up = torch.cat([gate, up], 1).chunk(2, 1)
+    found, wanted = both(kernels.gated, gate, up, curve)
+    same(found, wanted)
+    x, functional = gate.float(), torch.nn.functional
+    exact = functional.silu(x) if curve == kernels.SILU else functional.gelu(x, approximate="tanh")
+    same(found, (exact * up).to(dtype))
+    same(*both(kernels.gated_backward, gradient, gate, up, True, curve))
+    same(*both(kernels.gated_backward, gradient, gate, up, False, curve))
 
 
 @with_compiler
 @pytest.mark.parametrize("dtype", CLOSE, ids=str)
 @pytest.mark.parametrize("half", [0, 5, 16])
 @pytest.mark.parametrize("back", [False, True])
-def test_turned_heads(both, dtype, half, back):
+@pytest.mark.parametrize("woven", [False, True])
+def test_turned_heads(both, dtype, half, back, woven):
     source = torch.randn(2, 9, 3, 2, 32, dtype=dtype)
     angles = torch.randn(2, 9, half)
     cosine, sine = angles.cos(), angles.sin()
 
     def turned(apart):
         target = torch.zeros(2, 3, 9, 2, 32, dtype=dtype)
-        kernels.turned(source, target.transpose(1, 2), cosine[:apart], sine[:apart], 0.3, back)
+        kernels.turned(source, target.transpose(1, 2), cosine[:apart], sine[:apart], 0.3, back, woven)
         return target
 
     same(*both(turned, 2))

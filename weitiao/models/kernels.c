@@ -281,44 +281,55 @@ void NAME(rounded)(const E *x, size x_step, const float *scales, int8_t *out, si
     }
 }
 
-/* out = silu(gate) * up. */
-void NAME(gated)(const E *gate, const E *up, E *out, size count) {
-#pragma omp parallel for simd schedule(static)
-    for (size i = 0; i < count; i++) {
-        float x = GET_E(gate[i]);
-        out[i] = PUT_E(x / (1.0f + power_of_e(-x)) * GET_E(up[i]));
+/* out = gate / (1 + e^-z) * up, where z = gate (slope + cubic gate^2): SiLU where z is the gate itself, and GELU in its
+ * tanh form with other numbers. The rows of gate and up are step apart. */
+void NAME(gated)(const E *gate, const E *up, E *out, float slope, float cubic, size step, size rows, size width) {
+#pragma omp parallel for schedule(static)
+    for (size row = 0; row < rows; row++) {
+        const E *g = gate + row * step, *u = up + row * step;
+        E *o = out + row * width;
+#pragma omp simd
+        for (size i = 0; i < width; i++) {
+            float x = GET_E(g[i]);
+            o[i] = PUT_E(x / (1.0f + power_of_e(-x * (slope + cubic * x * x))) * GET_E(u[i]));
+        }
     }
 }
 
-/* The gradients at gate and up, given the one at the product; the product again, where it is wanted. */
-void NAME(gated_backward)(const E *gradient, const E *gate, const E *up, E *gate_gradient, E *up_gradient, E *out,
-                          size count) {
+/* The gradients at gate and up, one row of both [2 * width], given the one at the product; the product again, where it
+ * is wanted. */
+void NAME(gated_backward)(const E *gradient, const E *gate, const E *up, E *both, E *out, float slope, float cubic,
+                          size step, size rows, size width) {
 #pragma omp parallel for schedule(static)
-    for (size start = 0; start < count; start += BLOCK) {
-        size end = start + BLOCK < count ? start + BLOCK : count;
+    for (size row = 0; row < rows; row++) {
+        const E *at = gradient + row * width, *g = gate + row * step, *u = up + row * step;
+        E *at_gate = both + 2 * row * width, *at_up = at_gate + width, *o = out ? out + row * width : 0;
         float shares[BLOCK];
+        for (size start = 0; start < width; start += BLOCK) {
+            size end = start + BLOCK < width ? start + BLOCK : width;
 #pragma omp simd
-        for (size i = start; i < end; i++) {
-            float x = GET_E(gate[i]), u = GET_E(up[i]), g = GET_E(gradient[i]);
-            float share = 1.0f / (1.0f + power_of_e(-x));
-            shares[i - start] = share;
-            gate_gradient[i] = PUT_E(g * u * share * (1.0f + x * (1.0f - share)));
-            up_gradient[i] = PUT_E(g * x * share);
-        }
-        if (out) {
+            for (size i = start; i < end; i++) {
+                float x = GET_E(g[i]), steep = GET_E(at[i]), bend = cubic * x * x;
+                float share = 1.0f / (1.0f + power_of_e(-x * (slope + bend)));
+                shares[i - start] = share;
+                at_gate[i] = PUT_E(steep * GET_E(u[i]) * share * (1.0f + x * (1.0f - share) * (slope + 3.0f * bend)));
+                at_up[i] = PUT_E(steep * x * share);
+            }
+            if (o) {
 #pragma omp simd
-            for (size i = start; i < end; i++) out[i] = PUT_E(GET_E(gate[i]) * shares[i - start] * GET_E(up[i]));
+                for (size i = start; i < end; i++) o[i] = PUT_E(GET_E(g[i]) * shares[i - start] * GET_E(u[i]));
+            }
         }
     }
 }
 
 /* Heads moved from one layout to another and turned by their position's angles on the way:
  * to[b, t, h, j, :] = turn(from[b, t, h, j, :]) * scale, where from and to have strides of their own for b, t, h, j. The
- * first 2 * half numbers of a head are turned, in pairs half apart; cosine and sine [T, half] lie apart from one b to the
- * next. direction -1 turns back; half 0 moves only. */
+ * first 2 * half numbers of a head are turned, in pairs of neighbours where they are woven, else half apart; cosine and
+ * sine [T, half] lie apart from one b to the next. direction -1 turns back; half 0 moves only. */
 void NAME(turned)(const E *from, E *to, const float *cosine, const float *sine, size apart, float scale,
-                  float direction, size batch, size length, size heads, size groups, size width, size half, size from_b,
-                  size from_t, size from_h, size from_j, size to_b, size to_t, size to_h, size to_j) {
+                  float direction, size batch, size length, size heads, size groups, size width, size half, size woven,
+                  size from_b, size from_t, size from_h, size from_j, size to_b, size to_t, size to_h, size to_j) {
 #pragma omp parallel for schedule(static)
     for (size place = 0; place < batch * length; place++) {
         size b = place / length, t = place % length;
@@ -327,11 +338,20 @@ void NAME(turned)(const E *from, E *to, const float *cosine, const float *sine, 
             size h = head / groups, j = head % groups;
             const E *in = from + b * from_b + t * from_t + h * from_h + j * from_j;
             E *o = to + b * to_b + t * to_t + h * to_h + j * to_j;
+            if (woven) {
 #pragma omp simd
-            for (size i = 0; i < half; i++) {
-                float x = GET_E(in[i]), y = GET_E(in[i + half]), turn = s[i] * direction;
-                o[i] = PUT_E((x * c[i] - y * turn) * scale);
-                o[i + half] = PUT_E((y * c[i] + x * turn) * scale);
+                for (size i = 0; i < half; i++) {
+                    float x = GET_E(in[2 * i]), y = GET_E(in[2 * i + 1]), turn = s[i] * direction;
+                    o[2 * i] = PUT_E((x * c[i] - y * turn) * scale);
+                    o[2 * i + 1] = PUT_E((y * c[i] + x * turn) * scale);
+                }
+            } else {
+#pragma omp simd
+                for (size i = 0; i < half; i++) {
+                    float x = GET_E(in[i]), y = GET_E(in[i + half]), turn = s[i] * direction;
+                    o[i] = PUT_E((x * c[i] - y * turn) * scale);
+                    o[i + half] = PUT_E((y * c[i] + x * turn) * scale);
+                }
             }
             if (scale == 1.0f) {
                 memcpy(o + 2 * half, in + 2 * half, (width - 2 * half) * sizeof(E));
