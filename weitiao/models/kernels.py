@@ -32,7 +32,7 @@ from weitiao.errors import say, t
 from weitiao.machine.speed import cache_folder
 
 SOURCE = Path(__file__).with_name("kernels.c")
-INCLUDED = tuple(SOURCE.with_name(f"{name}.c") for name in ("attention", "codes", "decode", "products"))
+INCLUDED = tuple(SOURCE.with_name(f"{name}.c") for name in ("attention", "codes", "decode", "products", "vectors"))
 FLAGS = "-O3 -march=native -fopenmp -fno-math-errno -fno-trapping-math -fno-signed-zeros -shared -fPIC".split()
 if platform.machine() in ("x86_64", "AMD64"):
     FLAGS += ["-mprefer-vector-width=512"]  # compilers shy away from what older processors slowed down for
