@@ -14,7 +14,6 @@ from weitiao.generate.engine import Batch, evaluating, generate
 from weitiao.generate.sample import SampleOptions
 from weitiao.methods import METHODS
 from weitiao.models import modules, products, quantized, tiny
-from weitiao.models.block import FAMILIES
 
 SIZES = {
     "hidden_size": 96,
@@ -79,7 +78,7 @@ def apart(found: torch.Tensor, wanted: torch.Tensor) -> float:
 @with_kernels
 @pytest.mark.parametrize("shared", [0, 20])
 @pytest.mark.parametrize("method", [None, LORA, LORA | {"target_modules": ["q_proj", "down_proj"], "rank": 6}])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])
 def test_it_is_as_near_to_float32_as_transformers_is(monkeypatch, family, method, shared):
     monkeypatch.setattr(decode, "SPARE_TOKENS", 2)  # the cache grows on the way
     model, rows = made(family, method), prompts(shared=shared)

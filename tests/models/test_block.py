@@ -11,7 +11,7 @@ from transformers import DynamicCache
 
 from weitiao.methods import METHODS
 from weitiao.methods.base import computing
-from weitiao.models import block, kernels, modules, quantized, tiny, whole
+from weitiao.models import block, kernels, modules, products, quantized, tiny, whole
 from weitiao.models.block import FAMILIES, fused
 from weitiao.models.prefixes import LEAST, OPTION, Fronts, Layout
 
@@ -40,7 +40,7 @@ def drawn():
     torch.manual_seed(seed)
 
 
-def made(family: str, values: dict, dtype: torch.dtype = torch.float32, quantize: str | None = None):
+def made(family: str, values: dict, dtype: torch.dtype = torch.float32, quantize: str | None = None, trains="none"):
     """A model with a method, none of whose tensors is where it was initialised to be."""
     model = tiny.make(family, **SIZES)
     with torch.no_grad():
@@ -49,7 +49,11 @@ def made(family: str, values: dict, dtype: torch.dtype = torch.float32, quantize
     model = model.to(dtype)
     model.config.dtype = dtype
     if quantize:
-        quantized.quantize(model, quantize)
+        quantized.quantize(model, quantize, training={name for name, _ in model.named_parameters() if trains in name})
+    if family.startswith("glm") and "target_modules" in values:  # one linear for both
+        joined = {"gate_proj": "gate_up_proj", "up_proj": "gate_up_proj"}
+        wanted = [joined.get(name, name) for name in values["target_modules"]]
+        values = values | {"target_modules": wanted}
     model = METHODS[values["name"]].model_validate(values).attach(model).train()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -105,11 +109,33 @@ def test_bfloat16_is_as_near_to_float32_as_transformers_is(family, values):
 
 
 @pytest.mark.parametrize("kind", ["nf4", "int8"])
-def test_codes_as_frozen_weights(kind):
+def test_codes_as_frozen_weights(monkeypatch, kind):
+    monkeypatch.setattr(products, "multiplies_codes", lambda dtype: False)
     model, (ids, weight) = made("llama", LORA, quantize=kind), batch()
     (wanted, right), (hidden, gradients) = ran(model, ids, False, weight), ran(model, ids, True, weight)
     assert apart(hidden, wanted) < 1e-5
     assert all(apart(gradients[name], right[name]) < 1e-4 for name in right)
+
+
+@pytest.mark.skipif(not products.multiplies_codes(torch.float32), reason="no products in eight bits here")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("values", [LORA, METHOD_VALUES["some"], {"name": "freeze", "blocks": 1}], ids=str)
+def test_products_in_eight_bits_are_those_of_their_twin_and_near_the_exact_ones(monkeypatch, values, dtype):
+    """The twin rounds to the same codes, but for a few on an edge; how far codes are from numbers is bounded too."""
+    trains = "layers.2" if values["name"] == "freeze" else "up_proj"  # what trains, and one beside LoRAs, is no codes
+    model, (ids, weight) = made("qwen2", values, dtype, "int8", trains), batch()
+    exact, slopes = ran(model, ids, False, weight)
+    count, run = [], kernels.run
+    monkeypatch.setattr(kernels, "run", lambda name, *rest: count.append(name) or run(name, *rest))
+    hidden, gradients = ran(model, ids, True, weight)
+    assert "coded" in count
+    monkeypatch.setattr(products, "_coded", products._coded_twin)
+    twin, right = ran(model, ids, True, weight)
+    edge = 0.02 if dtype == torch.float32 else 0.1  # bfloat16 is itself as far from the exact numbers
+    assert apart(hidden, twin) < edge and apart(hidden, exact) < 0.1
+    assert gradients.keys() == right.keys() == slopes.keys()
+    for name, gradient in gradients.items():
+        assert apart(gradient, right[name]) < 3 * edge and apart(gradient, slopes[name]) < 0.3, name
 
 
 def test_computing_activations_again_changes_nothing(monkeypatch):
@@ -150,11 +176,11 @@ def test_dropout_has_the_gradient_of_what_it_let_pass():
     )
 
 
-def steps(active: bool, dtype: torch.dtype, count: int = 50) -> list[float]:
+def steps(active: bool, dtype: torch.dtype, count: int = 50, quantize: str | None = None) -> list[float]:
     from weitiao.train.logps import token_logps
 
     torch.manual_seed(0)
-    model = made("llama", LORA, dtype)
+    model = made("llama", LORA, dtype, quantize)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
     draw, losses = torch.Generator().manual_seed(5), []
     for _ in range(count):
@@ -175,6 +201,8 @@ def test_fifty_steps_have_the_losses_of_the_reference():
     assert reference[-1] < reference[0] - 0.3
     assert max(abs(a - b) for a, b in zip(reference, exact, strict=True)) < 1e-3
     assert sum(abs(a - b) for a, b in zip(reference, rounded, strict=True)) / len(reference) < 0.01
+    codes = steps(True, torch.bfloat16, quantize="int8")
+    assert sum(abs(a - b) for a, b in zip(reference, codes, strict=True)) / len(reference) < 0.02
 
 
 def used(monkeypatch, model, **options) -> int:

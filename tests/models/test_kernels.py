@@ -16,6 +16,7 @@ IDS = ["bfloat16", "bfloat16-float32", "float32"]
 CLOSE = {torch.bfloat16: 0.01, torch.float32: 1e-5}  # of the largest number
 
 with_products = pytest.mark.skipif(not products.available(torch.bfloat16), reason="no compiled products here")
+with_codes = pytest.mark.skipif(not products.multiplies_codes(torch.float32), reason="no products in eight bits here")
 with_compiler = pytest.mark.skipif(kernels.compiled() is None, reason="no C compiler")
 
 
@@ -68,26 +69,85 @@ def test_norms(both, products, stream, width):
 
 @with_compiler
 @pytest.mark.parametrize("dtype", CLOSE, ids=str)
-def test_gates(both, dtype):
+@pytest.mark.parametrize("width", [3, 64, 577])
+def test_rounding_to_eight_bits(both, dtype, width):
+    x, scales = torch.randn(9, 700, dtype=dtype)[:, :width], torch.rand(width)
+    x[1], x[2, 0] = 0.0, 1e30
+    for given in (None, scales):
+        found, wanted = both(products.rounded, x, given)
+        assert (found.numbers.int() - wanted.numbers.int()).abs().max() <= 1  # where a number lies between two
+        assert (found.numbers != wanted.numbers).float().mean() < 0.01
+        assert torch.equal(found.numbers.sum(1, dtype=torch.int32), found.sums) and found.dtype == dtype
+        assert torch.allclose(found.scales, wanted.scales, rtol=1e-6)
+        assert found.numbers.abs().max() == 127 and not found.numbers[1].any() and not found.numbers[:, width:].any()
+        exact = x.float() if given is None else x.float() * given
+        steps = (found.numbers[:, :width] * found.scales[:, None] - exact).abs() / found.scales[:, None].clamp_min(
+            1e-38
+        )
+        assert steps.max() < 0.501
+
+
+@with_codes
+@pytest.mark.parametrize("dtype", CLOSE, ids=str)
+@pytest.mark.parametrize(("rows", "inputs", "outputs"), [(1, 4, 1), (7, 33, 65), (101, 70, 576), (50, 1000, 130)])
+@pytest.mark.parametrize("across", [False, True], ids=["", "across"])
+def test_products_in_eight_bits(both, dtype, rows, inputs, outputs, across):
+    """Integers are exact, so nothing but the order of float32 sums differs; rows, steps and weights lie apart."""
+    parts, narrow, wide = [], *((outputs, inputs) if across else (inputs, outputs))
+    for _ in range(random.randint(1, 3)):
+        weight = torch.randint(-127, 128, (outputs, inputs + 5), dtype=torch.int8)[:, :inputs]
+        codes = products.Codes(weight, torch.rand(outputs))
+        parts.append(
+            (products.rounded(torch.randn(rows, narrow).to(dtype), codes.scales if across else None), codes, across)
+        )
+    small, b = torch.randn(rows, 6, dtype=dtype), torch.randn(*((6, wide) if across else (wide, 6)), dtype=dtype)
+    bias, onto = torch.randn(wide), torch.randn(rows, wide, dtype=dtype)
+    for options in ({}, {"bias": bias, "onto": onto}):
+        same(*both(products.summed, parts, **options))
+        same(*both(products.summed, [*parts, (small, b, across)], **options))
+
+
+@with_codes
+def test_a_nan_is_not_rounded_away():
+    codes = products.Codes(torch.ones(8, 40, dtype=torch.int8), torch.ones(8))
+    for wrong in (float("nan"), float("inf")):
+        x = torch.randn(3, 40)
+        x[1, 17] = wrong
+        out = products.summed([(products.rounded(x), codes, False)])
+        assert out[[0, 2]].isfinite().all() and not out[1].isfinite().any()
+
+
+@with_compiler
+@pytest.mark.parametrize("dtype", CLOSE, ids=str)
+@pytest.mark.parametrize("curve", [kernels.SILU, kernels.GELU_TANH], ids=["silu", "gelu"])
+@pytest.mark.parametrize("joined", [False, True], ids=["apart", "joined"])
+def test_gates(both, dtype, curve, joined):
     gate, up, gradient = (torch.randn(5, 700, dtype=dtype) * 6 for _ in range(3))
     gate[0, :4] = torch.tensor([-200.0, 200.0, 0.0, -90.0])
-    same(*both(kernels.gated, gate, up))
-    same(*both(kernels.gated_backward, gradient, gate, up, True))
-    same(*both(kernels.gated_backward, gradient, gate, up, False))
+    if joined:
+        gate, up = torch.cat([gate, up], 1).chunk(2, 1)
+    found, wanted = both(kernels.gated, gate, up, curve)
+    same(found, wanted)
+    x, functional = gate.float(), torch.nn.functional
+    exact = functional.silu(x) if curve == kernels.SILU else functional.gelu(x, approximate="tanh")
+    same(found, (exact * up).to(dtype))
+    same(*both(kernels.gated_backward, gradient, gate, up, True, curve))
+    same(*both(kernels.gated_backward, gradient, gate, up, False, curve))
 
 
 @with_compiler
 @pytest.mark.parametrize("dtype", CLOSE, ids=str)
 @pytest.mark.parametrize("half", [0, 5, 16])
 @pytest.mark.parametrize("back", [False, True])
-def test_turned_heads(both, dtype, half, back):
+@pytest.mark.parametrize("woven", [False, True])
+def test_turned_heads(both, dtype, half, back, woven):
     source = torch.randn(2, 9, 3, 2, 32, dtype=dtype)
     angles = torch.randn(2, 9, half)
     cosine, sine = angles.cos(), angles.sin()
 
     def turned(apart):
         target = torch.zeros(2, 3, 9, 2, 32, dtype=dtype)
-        kernels.turned(source, target.transpose(1, 2), cosine[:apart], sine[:apart], 0.3, back)
+        kernels.turned(source, target.transpose(1, 2), cosine[:apart], sine[:apart], 0.3, back, woven)
         return target
 
     same(*both(turned, 2))

@@ -74,6 +74,7 @@ class Decoder:
         plain &= tokens <= (getattr(inner.config, "sliding_window", None) or tokens)
         rope = (getattr(inner.config, "rope_parameters", None) or {}).get("rope_type", "default")
         groups = _rows(blocks[0].linears["q"]) // _rows(blocks[0].linears["k"])
+        plain &= all(block.plain for block in blocks)
         alike = len({(block.width, block.scale, block.norms["input"][1]) for block in blocks}) == 1
         there = products.decodes(blocks[0].width, groups, rows)
         return cls(model, blocks, rows) if plain and alike and there and rope in ROPE_TYPES else None

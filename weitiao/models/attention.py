@@ -92,13 +92,16 @@ def even(batch: int, length: int) -> Tensor:
     return torch.arange(0, batch * length + 1, length)
 
 
-def fold(states: Tensor, heads: int, angles: tuple[Tensor, Tensor] = NO_ANGLES, scale: float = 1.0) -> Tensor:
-    """[B, T, heads · groups, D] to [heads, B · T · groups, D], turned by ``angles`` and scaled: the query heads that
-    share a key lie together, so that one product serves them all, and the rows end to end."""
+def fold(
+    states: Tensor, heads: int, angles: tuple[Tensor, Tensor] = NO_ANGLES, scale: float = 1.0, woven: bool = False
+) -> Tensor:
+    """[B, T, heads · groups, D] to [heads, B · T · groups, D], turned by ``angles`` as ``kernels.turned`` does and
+    scaled: the query heads that share a key lie together, so that one product serves them all, and the rows end to
+    end."""
     batch, length, _, width = states.shape
     split = states.unflatten(2, (heads, -1))
     folded = states.new_empty(heads, batch, length, split.shape[3], width)
-    kernels.turned(split, folded.permute(1, 2, 0, 3, 4), *angles, scale)
+    kernels.turned(split, folded.permute(1, 2, 0, 3, 4), *angles, scale, woven=woven)
     return folded.view(heads, -1, width)
 
 
@@ -108,11 +111,12 @@ def unfold(
     shape: tuple[int, int],
     angles: tuple[Tensor, Tensor] = NO_ANGLES,
     scale: float = 1.0,
+    woven: bool = False,
 ) -> Tensor:
     """The way back, for gradients: [heads, B · T · groups, D] to [B, T, heads · groups, D]; ``shape``: B and T."""
     split = states.view(heads, *shape, -1, states.shape[2]).permute(1, 2, 0, 3, 4)
     target = states.new_empty(split.shape)
-    return kernels.turned(split, target, *angles, scale, back=True).flatten(2, 3)
+    return kernels.turned(split, target, *angles, scale, back=True, woven=woven).flatten(2, 3)
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, starts: Tensor, fronts: Tensor | None = None) -> Tensor:

@@ -10,8 +10,9 @@ back behind the last.
 
 What rows have in common in front is computed once.
 
-Known are Llama, Mistral, Qwen2 and Qwen3, with frozen or trained weights, codes (``models.quantized``) and LoRA on any
-of their linears. Whatever else a method does to a block leaves it to transformers.
+Known are Llama, Mistral, Qwen2, Qwen3, Gemma (the first), GLM and GLM-4-0414, with frozen or trained weights, codes
+(``models.quantized``) and LoRA on any of their linears. Whatever else a method does to a block leaves it to
+transformers.
 """
 
 from __future__ import annotations
@@ -30,14 +31,31 @@ from weitiao.models import kernels, modules, products, whole
 from weitiao.models.attention import even
 from weitiao.models.prefixes import OPTION, Fronts, Layout
 from weitiao.models.quantized import QuantizedLinear
-from weitiao.models.whole import GATE_UP, QKV, Block, Linear, Rows
+from weitiao.models.whole import GATE_UP, JOINED, QKV, Block, Linear, Rows
 
-FAMILIES = {  # model_type: the class of its blocks
-    "llama": "LlamaDecoderLayer",
-    "mistral": "MistralDecoderLayer",
-    "qwen2": "Qwen2DecoderLayer",
-    "qwen3": "Qwen3DecoderLayer",
+
+class Family(NamedTuple):
+    """What is the family's own in a block: the class, what is added to its norms' weights, whether a rotary angle turns
+    two neighbours, and the names of its norms behind attention and behind the MLP."""
+
+    layer: str
+    offset: float = 0.0
+    woven: bool = False
+    attended: str | None = None
+    fed: str | None = None
+
+
+FAMILIES = {  # by model_type
+    "llama": Family("LlamaDecoderLayer"),
+    "mistral": Family("MistralDecoderLayer"),
+    "qwen2": Family("Qwen2DecoderLayer"),
+    "qwen3": Family("Qwen3DecoderLayer"),
+    "gemma": Family("GemmaDecoderLayer", offset=1.0),
+    "glm": Family("GlmDecoderLayer", woven=True),
+    "glm4": Family("Glm4DecoderLayer", woven=True, attended="post_self_attn_layernorm", fed="post_mlp_layernorm"),
 }
+BY_LAYER = {family.layer: family for family in FAMILIES.values()}
+CURVES = {"SiLUActivation": kernels.SILU, "SiLU": kernels.SILU, "GELUTanh": kernels.GELU_TANH}
 CALLS_ARE_WRAPPED = "__call__" in vars(GradientCheckpointingLayer)  # as they were before transformers wrapped forward
 MARK = "_weitiao_pass"  # under which a pass hangs on the angles that transformers hands to all blocks
 
@@ -82,7 +100,7 @@ def fused(
 
 def _known(model: nn.Module) -> list[Any]:
     layers: list[Any] = list(modules.inner(model).modules())
-    return [layer for layer in layers if type(layer).__name__ in FAMILIES.values()]
+    return [layer for layer in layers if type(layer).__name__ in BY_LAYER]
 
 
 def layout(model: nn.Module, ids: Tensor, lengths: Tensor) -> dict[str, Layout]:
@@ -218,21 +236,26 @@ def _masked(layer: Any, hidden: Tensor, options: dict[str, Any]) -> bool:
 
 def read(layer: Any) -> Block | None:
     """What ``layer`` consists of; None where a method has made something else of it."""
-    attention, mlp = layer.self_attn, layer.mlp
+    attention, mlp, family = layer.self_attn, layer.mlp, BY_LAYER[type(layer).__name__]
     if any(module._forward_hooks or module._forward_pre_hooks for module in _inside(layer)):
         return None
     places = {name: getattr(attention, f"{name}_proj") for name in (*QKV, "o")}
-    places |= {name: getattr(mlp, f"{name}_proj") for name in (*GATE_UP, "down")}
+    gates = (JOINED,) if hasattr(mlp, f"{JOINED}_proj") else GATE_UP
+    places |= {name: getattr(mlp, f"{name}_proj") for name in (*gates, "down")}
     linears = {name: _linear(module) for name, module in places.items()}
     silent = not attention.training or not getattr(attention, "attention_dropout", 0.0)
-    if None in linears.values() or type(mlp.act_fn).__name__ not in ("SiLUActivation", "SiLU") or not silent:
+    curve = CURVES.get(type(getattr(mlp, "act_fn", None) or mlp.activation_fn).__name__)
+    if None in linears.values() or curve is None or not silent or not attention.is_causal:
         return None
     norms: dict[str, Any] = {"input": layer.input_layernorm, "output": layer.post_attention_layernorm}
     norms |= {name: norm for name in ("q", "k") if (norm := getattr(attention, f"{name}_norm", None)) is not None}
+    norms |= {name: getattr(layer, own) for name in ("attended", "fed") if (own := getattr(family, name)) is not None}
     if any(not type(norm).__name__.endswith("RMSNorm") for norm in norms.values()):
         return None
-    weights = {name: (norm.weight, float(norm.variance_epsilon)) for name, norm in norms.items()}
-    return Block(linears, weights, attention.head_dim, float(attention.scaling))  # type: ignore[arg-type]
+    epsilon = "eps" if hasattr(norms["input"], "eps") else "variance_epsilon"
+    weights = {name: (norm.weight, float(getattr(norm, epsilon))) for name, norm in norms.items()}
+    scale = float(attention.scaling)
+    return Block(linears, weights, attention.head_dim, scale, family.offset, family.woven, curve)  # type: ignore[arg-type]
 
 
 def _inside(layer: Any) -> list[Any]:

@@ -8,7 +8,6 @@
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
-
 typedef uint16_t bf16;
 typedef int64_t size;
 
@@ -47,55 +46,21 @@ INLINE uint32_t mixed(uint32_t x) {
     return x ^ x >> 16;
 }
 
+#if defined(__AVX512BF16__) || defined(__AVX512VNNI__)
+#include "vectors.c"
+#endif
+
 #ifdef __AVX512BF16__
-#include <immintrin.h>
-#include <omp.h>
-#include <stdlib.h>
-
-#define UP(value, to) (((value) + (to)-1) / (to) * (to))
-
-INLINE __mmask16 lanes(size count) { return count >= 16 ? 0xffff : count <= 0 ? 0 : (__mmask16)((1u << count) - 1); }
-
-static void *grown(void **memory, size *held, size bytes) {
-    if (bytes > *held) {
-        free(*memory);
-        *held = UP(bytes, 1 << 16);
-        *memory = aligned_alloc(64, *held);
-        if (!*memory) *held = 0;
-    }
-    return *memory;
-}
-
-/* At least so many bytes of this thread's own, which it keeps for the next call. */
-static void *scratch(size bytes) {
-    static _Thread_local void *memory;
-    static _Thread_local size held;
-    return grown(&memory, &held, bytes);
-}
-
-/* The same again, beside that. */
-static void *own_scratch(size bytes) {
-    static _Thread_local void *memory;
-    static _Thread_local size held;
-    return grown(&memory, &held, bytes);
-}
-
-/* 16 numbers, rounded. */
-INLINE void put16(bf16 *to, __m512 from) { _mm256_storeu_si256((__m256i *)to, (__m256i)_mm512_cvtneps_pbh(from)); }
-
-/* 16 numbers of one row and 16 of the next, rounded, as pairs of neighbours in a column. */
-INLINE void put_pairs(uint32_t *to, __m512 first, __m512 second) {
-    __m512i low = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(first));
-    __m512i high = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(second));
-    _mm512_storeu_si512(to, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
-}
-
 #include "attention.c"
 #include "codes.c"
 #include "decode.c"
 #ifndef __AMX_BF16__ /* whose tiles multiply faster than anything here; oneDNN knows them */
 #include "products.c"
 #endif
+#endif
+
+#if defined(__AVX512VNNI__) && !defined(__AMX_INT8__)
+#include "bytes.c"
 #endif
 
 #define JOIN(a, b, c) a##_##b##_##c
@@ -205,44 +170,101 @@ void NAME(add)(const R *x, const E *delta, R *out, size count) {
     for (size i = 0; i < count; i++) out[i] = PUT_R(GET_R(x[i]) + GET_E(delta[i]));
 }
 
-/* out = silu(gate) * up. */
-void NAME(gated)(const E *gate, const E *up, E *out, size count) {
-#pragma omp parallel for simd schedule(static)
-    for (size i = 0; i < count; i++) {
-        float x = GET_E(gate[i]);
-        out[i] = PUT_E(x / (1.0f + power_of_e(-x)) * GET_E(up[i]));
+/* Rows of x, times scales column by column where there are any, in eight bits: the nearest of 127 steps either way to the
+ * largest of the row, in rows of step numbers filled up with zeros; the size of a row's step, and the sum of its codes. A
+ * row with a NaN or an infinity gets steps of NaN or infinity. */
+void NAME(rounded)(const E *x, size x_step, const float *scales, int8_t *out, size step, float *sizes, int32_t *sums,
+                   size rows, size width) {
+#pragma omp parallel for schedule(static)
+    for (size row = 0; row < rows; row++) {
+        const E *in = x + row * x_step;
+        int8_t *o = out + row * step;
+        uint32_t most = 0;
+        int32_t sum = 0;
+        if (scales) {
+#pragma omp simd reduction(max : most)
+            for (size i = 0; i < width; i++) {
+                uint32_t bits = float_bits(GET_E(in[i]) * scales[i]) & 0x7fffffffu;
+                most = bits > most ? bits : most;
+            }
+        } else {
+#pragma omp simd reduction(max : most)
+            for (size i = 0; i < width; i++) {
+                uint32_t bits = float_bits(GET_E(in[i])) & 0x7fffffffu;
+                most = bits > most ? bits : most;
+            }
+        }
+        float largest = bits_float(most), turn = most ? 127.0f / largest : 0.0f;
+        sizes[row] = largest / 127.0f;
+        if (scales) {
+#pragma omp simd reduction(+ : sum)
+            for (size i = 0; i < width; i++) {
+                int32_t code = (int32_t)rintf(GET_E(in[i]) * scales[i] * turn);
+                o[i] = (int8_t)code;
+                sum += (int8_t)code;
+            }
+        } else {
+#pragma omp simd reduction(+ : sum)
+            for (size i = 0; i < width; i++) {
+                int32_t code = (int32_t)rintf(GET_E(in[i]) * turn);
+                o[i] = (int8_t)code;
+                sum += (int8_t)code;
+            }
+        }
+        memset(o + width, 0, step - width);
+        sums[row] = sum;
     }
 }
 
-/* The gradients at gate and up, given the one at the product; the product again, where it is wanted. */
-void NAME(gated_backward)(const E *gradient, const E *gate, const E *up, E *gate_gradient, E *up_gradient, E *out,
-                          size count) {
+/* out = gate / (1 + e^-z) * up, where z = gate (slope + cubic gate^2): SiLU where z is the gate itself, and GELU in its
+ * tanh form with other numbers. The rows of gate and up are step apart. */
+void NAME(gated)(const E *gate, const E *up, E *out, float slope, float cubic, size step, size rows, size width) {
 #pragma omp parallel for schedule(static)
-    for (size start = 0; start < count; start += BLOCK) {
-        size end = start + BLOCK < count ? start + BLOCK : count;
-        float shares[BLOCK];
+    for (size row = 0; row < rows; row++) {
+        const E *g = gate + row * step, *u = up + row * step;
+        E *o = out + row * width;
 #pragma omp simd
-        for (size i = start; i < end; i++) {
-            float x = GET_E(gate[i]), u = GET_E(up[i]), g = GET_E(gradient[i]);
-            float share = 1.0f / (1.0f + power_of_e(-x));
-            shares[i - start] = share;
-            gate_gradient[i] = PUT_E(g * u * share * (1.0f + x * (1.0f - share)));
-            up_gradient[i] = PUT_E(g * x * share);
+        for (size i = 0; i < width; i++) {
+            float x = GET_E(g[i]);
+            o[i] = PUT_E(x / (1.0f + power_of_e(-x * (slope + cubic * x * x))) * GET_E(u[i]));
         }
-        if (out) {
+    }
+}
+
+/* The gradients at gate and up, one row of both [2 * width], given the one at the product; the product again, where it
+ * is wanted. */
+void NAME(gated_backward)(const E *gradient, const E *gate, const E *up, E *both, E *out, float slope, float cubic,
+                          size step, size rows, size width) {
+#pragma omp parallel for schedule(static)
+    for (size row = 0; row < rows; row++) {
+        const E *at = gradient + row * width, *g = gate + row * step, *u = up + row * step;
+        E *at_gate = both + 2 * row * width, *at_up = at_gate + width, *o = out ? out + row * width : 0;
+        float shares[BLOCK];
+        for (size start = 0; start < width; start += BLOCK) {
+            size end = start + BLOCK < width ? start + BLOCK : width;
 #pragma omp simd
-            for (size i = start; i < end; i++) out[i] = PUT_E(GET_E(gate[i]) * shares[i - start] * GET_E(up[i]));
+            for (size i = start; i < end; i++) {
+                float x = GET_E(g[i]), steep = GET_E(at[i]), bend = cubic * x * x;
+                float share = 1.0f / (1.0f + power_of_e(-x * (slope + bend)));
+                shares[i - start] = share;
+                at_gate[i] = PUT_E(steep * GET_E(u[i]) * share * (1.0f + x * (1.0f - share) * (slope + 3.0f * bend)));
+                at_up[i] = PUT_E(steep * x * share);
+            }
+            if (o) {
+#pragma omp simd
+                for (size i = start; i < end; i++) o[i] = PUT_E(GET_E(g[i]) * shares[i - start] * GET_E(u[i]));
+            }
         }
     }
 }
 
 /* Heads moved from one layout to another and turned by their position's angles on the way:
  * to[b, t, h, j, :] = turn(from[b, t, h, j, :]) * scale, where from and to have strides of their own for b, t, h, j. The
- * first 2 * half numbers of a head are turned, in pairs half apart; cosine and sine [T, half] lie apart from one b to the
- * next. direction -1 turns back; half 0 moves only. */
+ * first 2 * half numbers of a head are turned, in pairs of neighbours where they are woven, else half apart; cosine and
+ * sine [T, half] lie apart from one b to the next. direction -1 turns back; half 0 moves only. */
 void NAME(turned)(const E *from, E *to, const float *cosine, const float *sine, size apart, float scale,
-                  float direction, size batch, size length, size heads, size groups, size width, size half, size from_b,
-                  size from_t, size from_h, size from_j, size to_b, size to_t, size to_h, size to_j) {
+                  float direction, size batch, size length, size heads, size groups, size width, size half, size woven,
+                  size from_b, size from_t, size from_h, size from_j, size to_b, size to_t, size to_h, size to_j) {
 #pragma omp parallel for schedule(static)
     for (size place = 0; place < batch * length; place++) {
         size b = place / length, t = place % length;
@@ -251,11 +273,20 @@ void NAME(turned)(const E *from, E *to, const float *cosine, const float *sine, 
             size h = head / groups, j = head % groups;
             const E *in = from + b * from_b + t * from_t + h * from_h + j * from_j;
             E *o = to + b * to_b + t * to_t + h * to_h + j * to_j;
+            if (woven) {
 #pragma omp simd
-            for (size i = 0; i < half; i++) {
-                float x = GET_E(in[i]), y = GET_E(in[i + half]), turn = s[i] * direction;
-                o[i] = PUT_E((x * c[i] - y * turn) * scale);
-                o[i + half] = PUT_E((y * c[i] + x * turn) * scale);
+                for (size i = 0; i < half; i++) {
+                    float x = GET_E(in[2 * i]), y = GET_E(in[2 * i + 1]), turn = s[i] * direction;
+                    o[2 * i] = PUT_E((x * c[i] - y * turn) * scale);
+                    o[2 * i + 1] = PUT_E((y * c[i] + x * turn) * scale);
+                }
+            } else {
+#pragma omp simd
+                for (size i = 0; i < half; i++) {
+                    float x = GET_E(in[i]), y = GET_E(in[i + half]), turn = s[i] * direction;
+                    o[i] = PUT_E((x * c[i] - y * turn) * scale);
+                    o[i + half] = PUT_E((y * c[i] + x * turn) * scale);
+                }
             }
             if (scale == 1.0f) {
                 memcpy(o + 2 * half, in + 2 * half, (width - 2 * half) * sizeof(E));

@@ -14,6 +14,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import hashlib
+import math
 import os
 import platform
 import shutil
@@ -31,7 +32,8 @@ from weitiao.errors import say, t
 from weitiao.machine.speed import cache_folder
 
 SOURCE = Path(__file__).with_name("kernels.c")
-INCLUDED = tuple(SOURCE.with_name(f"{name}.c") for name in ("attention", "codes", "decode", "products"))
+NAMES = ("attention", "bytes", "codes", "decode", "products", "vectors")
+INCLUDED = tuple(SOURCE.with_name(f"{name}.c") for name in NAMES)
 FLAGS = "-O3 -march=native -fopenmp -fno-math-errno -fno-trapping-math -fno-signed-zeros -shared -fPIC".split()
 if platform.machine() in ("x86_64", "AMD64"):
     FLAGS += ["-mprefer-vector-width=512"]  # compilers shy away from what older processors slowed down for
@@ -39,6 +41,8 @@ SECONDS = 900  # after which a compiler is given up: it takes some ten of a free
 NAMES = {torch.bfloat16: "bf16", torch.float32: "float"}
 KINDS = {int: ctypes.c_int64, bool: ctypes.c_int64, float: ctypes.c_float}  # what else is passed is a pointer
 LEVELS, LOWEST = 1 << 16, -(1 << 63)  # of the sixteen bits that decide a place; of the 64 that are drawn at once
+SILU = 1.0, 0.0  # x to x · sigmoid(slope x + cubic x³): what a gate lets through
+GELU_TANH = 2 * math.sqrt(2 / math.pi), 2 * math.sqrt(2 / math.pi) * 0.044715
 PARTS = 16  # of the rows, each of which sums up a gradient of its own: as many whatever the number of threads
 
 
@@ -179,44 +183,68 @@ def add(x: Tensor, delta: Tensor) -> Tensor:
     return out
 
 
-def gated(gate: Tensor, up: Tensor) -> Tensor:
-    """silu(``gate``) · ``up`` (SwiGLU, arXiv 2002.05202)."""
+def gated(gate: Tensor, up: Tensor, curve: tuple[float, float] = SILU) -> Tensor:
+    """silu(``gate``) · ``up`` (SwiGLU, arXiv 2002.05202), or with another ``curve`` what that makes of the gate. Rows
+    of both [N, K] may lie apart, as far in one as in the other."""
     if compiled() is None:
-        return (torch.nn.functional.silu(gate.float()) * up).to(gate.dtype)
-    out = torch.empty_like(gate)
-    _typed("gated", gate, gate, gate, up, out, gate.numel())
+        x = gate.float()
+        return (x * _share(x, curve) * up).to(gate.dtype)
+    assert gate.stride() == up.stride() and gate.stride(1) == 1
+    out = torch.empty(gate.shape, dtype=gate.dtype)
+    _typed("gated", gate, gate, gate, up, out, *curve, gate.stride(0), *gate.shape)
     return out
 
 
-def gated_backward(gradient: Tensor, gate: Tensor, up: Tensor, again: bool) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Gradients at ``gate`` and ``up``, and the product itself where it is wanted ``again``."""
+def gated_backward(
+    gradient: Tensor, gate: Tensor, up: Tensor, again: bool, curve: tuple[float, float] = SILU
+) -> tuple[Tensor, Tensor | None]:
+    """Gradients at ``gate`` and ``up``, side by side [N, 2 K], and the product itself where it is wanted ``again``."""
     if compiled() is None:
-        x, share = gate.float(), gate.float().sigmoid()
-        at_gate = (gradient * up.float() * share * (1 + x * (1 - share))).to(gate.dtype)
-        return at_gate, (gradient * (x * share)).to(gate.dtype), gated(gate, up) if again else None
-    at_gate, at_up = torch.empty_like(gate), torch.empty_like(up)
-    product = torch.empty_like(gate) if again else None
-    _typed("gated_backward", gate, gate, gradient, gate, up, at_gate, at_up, product, gate.numel())
-    return at_gate, at_up, product
+        x, (slope, cubic) = gate.float(), curve
+        share, bend = _share(x, curve), cubic * x.square()
+        at_gate = gradient * up.float() * share * (1 + x * (1 - share) * (slope + 3 * bend))
+        both = torch.cat([at_gate, gradient * (x * share)], 1).to(gate.dtype)
+        return both, gated(gate, up, curve) if again else None
+    assert gate.stride() == up.stride() and gate.stride(1) == 1 and gradient.is_contiguous()
+    both = torch.empty(len(gate), 2 * gate.shape[1], dtype=gate.dtype)
+    product = torch.empty(gate.shape, dtype=gate.dtype) if again else None
+    _typed("gated_backward", gate, gate, gradient, gate, up, both, product, *curve, gate.stride(0), *gate.shape)
+    return both, product
+
+
+def _share(x: Tensor, curve: tuple[float, float]) -> Tensor:
+    """What a gate lets through of itself."""
+    slope, cubic = curve
+    return torch.sigmoid(x * (slope + cubic * x.square()))
 
 
 def turned(
-    source: Tensor, target: Tensor, cosine: Tensor, sine: Tensor, scale: float = 1.0, back: bool = False
+    source: Tensor,
+    target: Tensor,
+    cosine: Tensor,
+    sine: Tensor,
+    scale: float = 1.0,
+    back: bool = False,
+    woven: bool = False,
 ) -> Tensor:
     """Write ``source`` [B, T, heads, groups, D], turned by rotary angles (arXiv 2104.09864) and scaled, into
     ``target``.
 
     Both may be views with any strides but the last; ``cosine`` and ``sine`` [B or 1, T, rotated / 2] of float32, of
-    width 0 to turn nothing; ``back`` turns the other way. Returns ``target``.
+    width 0 to turn nothing; ``back`` turns the other way; ``woven``: a number turns with its neighbour, not with the
+    one that is rotated / 2 behind. Returns ``target``.
     """
     batch, length, heads, groups, width = source.shape
     half, direction = cosine.shape[-1], -1.0 if back else 1.0
     if compiled() is None:
-        x, y, rest = source.float().split([half, half, width - 2 * half], -1)
+        turns, rest = source.float().split([2 * half, width - 2 * half], -1)
+        x, y = (turns[..., ::2], turns[..., 1::2]) if woven else turns.chunk(2, -1)
         c, s = cosine[:, :, None, None], sine[:, :, None, None] * direction
-        return target.copy_(torch.cat([x * c - y * s, y * c + x * s, rest], -1) * scale)
+        turned = x * c - y * s, y * c + x * s
+        there = torch.stack(turned, -1).flatten(-2) if woven else torch.cat(turned, -1)
+        return target.copy_(torch.cat([there, rest], -1) * scale)
     apart = cosine.shape[1] * half if cosine.shape[0] > 1 else 0
-    sizes = (apart, scale, direction, batch, length, heads, groups, width, half)
+    sizes = (apart, scale, direction, batch, length, heads, groups, width, half, woven)
     steps = (*source.stride()[:4], *target.stride()[:4])
     _typed("turned", source, source, source, target, cosine, sine, *sizes, *steps)
     return target

@@ -43,7 +43,9 @@ class ModelOptions(Options):
         default="auto", description="type of the frozen weights; auto takes what this machine multiplies fastest"
     )
     quantize: Literal["none", "nf4", "int8"] = Field(
-        default="none", description="the frozen linears in 4 (nf4) or 8 bits; any method then trains above them"
+        default="none",
+        description="the frozen linears in 4 (nf4) or 8 bits; any method then trains above them (int8: with products "
+        "in 8 bits where the processor has AVX-512 VNNI)",
     )
     double_quantization: bool = Field(default=False, description="for nf4: the scales of its blocks in 8 bits as well")
     config: dict[str, Any] | str | None = Field(

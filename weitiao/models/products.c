@@ -22,31 +22,6 @@ typedef struct {
     size weight_step, across;
 } part;
 
-/* 16 x 16 numbers of 32 bits, turned about their diagonal. */
-INLINE void turn16(__m512i *line) {
-    __m512i two[16];
-    for (int i = 0; i < 16; i += 2) {
-        two[i] = _mm512_unpacklo_epi32(line[i], line[i + 1]);
-        two[i + 1] = _mm512_unpackhi_epi32(line[i], line[i + 1]);
-    }
-    for (int i = 0; i < 16; i += 4) {
-        line[i] = _mm512_unpacklo_epi64(two[i], two[i + 2]);
-        line[i + 1] = _mm512_unpackhi_epi64(two[i], two[i + 2]);
-        line[i + 2] = _mm512_unpacklo_epi64(two[i + 1], two[i + 3]);
-        line[i + 3] = _mm512_unpackhi_epi64(two[i + 1], two[i + 3]);
-    }
-    for (int i = 0; i < 4; i++) { /* line[4 g + i]: columns i, 4 + i, 8 + i, 12 + i of rows 4 g .. 4 g + 3 */
-        __m512i a = line[i], b = line[4 + i], c = line[8 + i], d = line[12 + i];
-        __m512i ab = _mm512_shuffle_i32x4(a, b, 0x88), cd = _mm512_shuffle_i32x4(c, d, 0x88);
-        __m512i AB = _mm512_shuffle_i32x4(a, b, 0xdd), CD = _mm512_shuffle_i32x4(c, d, 0xdd);
-        two[i] = _mm512_shuffle_i32x4(ab, cd, 0x88);
-        two[8 + i] = _mm512_shuffle_i32x4(ab, cd, 0xdd);
-        two[4 + i] = _mm512_shuffle_i32x4(AB, CD, 0x88);
-        two[12 + i] = _mm512_shuffle_i32x4(AB, CD, 0xdd);
-    }
-    for (int i = 0; i < 16; i++) line[i] = two[i];
-}
-
 #define PAIRS(depth) (((depth) + 1) / 2)
 
 /* Columns first .. first + WIDE of a part's weight as [depth / 2, WIDE] pairs along the sum; what lies behind the last

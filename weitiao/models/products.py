@@ -1,6 +1,7 @@
 """Matrix products in bfloat16 by the processor's own instructions for it (``products.c`` and ``decode.c``).
 
     out = summed([(x, weight, False), (small, b, False)], bias)     # a linear and its LoRA, rounded once
+    out = summed([(rounded(x), Codes(codes, scales), False), (small, b, False)], bias)       # in eight bits (bytes.c)
 
 oneDNN compiles a kernel for every number of rows that it meets; these take any. Where they are not there (float32, no
 AVX-512 BF16, or AMX, which is faster still) the products are torch's. Rows of an input may lie apart, its columns not.
@@ -10,13 +11,35 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from weitiao.models import kernels
 
 FEW = 32  # rows that are multiplied without laying out the weight
+
+
+class Codes(NamedTuple):
+    """A weight in eight bits: int8 [M, K], and float32 [M], what a step of each output's codes is."""
+
+    numbers: Tensor
+    scales: Tensor
+
+
+class Rounded(NamedTuple):
+    """What such a weight is multiplied with: int8 [N, K], filled up with zeros to a multiple of four columns, what a
+    step of each row is, float32 [N], the sum of its numbers, int32 [N], and the dtype that it had."""
+
+    numbers: Tensor
+    scales: Tensor
+    sums: Tensor
+    dtype: torch.dtype
+
+
+Part = tuple[Tensor | Rounded, Tensor | Codes, bool]  # the input, the weight, and whether that lies across
 
 
 def available(dtype: torch.dtype) -> bool:
@@ -25,7 +48,7 @@ def available(dtype: torch.dtype) -> bool:
 
 
 def summed(
-    parts: Sequence[tuple[Tensor, Tensor, bool]],
+    parts: Sequence[Part],
     bias: Tensor | None = None,
     onto: Tensor | None = None,
     out: Tensor | None = None,
@@ -35,20 +58,25 @@ def summed(
 
     A part is ``x`` [N, K], the weight [M, K], or [K, M] across, both with rows in one piece, and that flag; ``bias``
     is float32 [M]; ``onto`` [N, M]. The result [N, M] is written to ``out`` where that is given, whose rows may lie
-    apart.
+    apart. A weight of ``Codes`` is multiplied with what :func:`rounded` made of ``x``; the scales of one that lies
+    across belong to ``x``, and it has been given them.
     """
-    first, weight, across = parts[0]
+    codes: Any = [part for part in parts if isinstance(part[1], Codes)]
+    plain: list[tuple[Tensor, Tensor, bool]] = [part for part in parts if isinstance(part[1], Tensor)]  # type: ignore[misc]
+    if codes:
+        return _coded(codes, plain, bias, onto)
+    first, weight, across = plain[0]
     shape = len(first), weight.shape[int(across)]
-    if not available(first.dtype) or any(x.shape[1] % 2 for x, _, _ in parts):
+    if not available(first.dtype) or any(x.shape[1] % 2 for x, _, _ in plain):
         weight = weight if across else weight.t()
         total = torch.mm(first, weight) if bias is None else torch.addmm(bias.to(first.dtype), first, weight)
-        for x, weight, across in parts[1:]:
+        for x, weight, across in plain[1:]:
             total.addmm_(x, weight if across else weight.t())
         total = total if onto is None else total.add_(onto)
         return total if out is None else out.copy_(total)
     out = first.new_empty(shape) if out is None else out
     numbers: list[int] = []
-    for x, weight, across in parts:
+    for x, weight, across in plain:
         assert x.stride(1) == weight.stride(1) == 1 and x.dtype == weight.dtype == out.dtype
         numbers += (x.data_ptr(), x.stride(0), x.shape[1], weight.data_ptr(), weight.stride(0), across)
     assert onto is None or (onto.dtype == out.dtype and onto.stride() == out.stride())
@@ -56,6 +84,73 @@ def summed(
     if kernels.run("products", described, len(parts), bias, onto, out, out.stride(0), *shape):
         raise MemoryError(f"products: {list(shape)}")
     return out
+
+
+def multiplies_codes(dtype: torch.dtype) -> bool:
+    """Whether products in eight bits, of inputs in ``dtype``, are compiled here (AVX-512 VNNI)."""
+    there = kernels.compiled() is not None and hasattr(kernels.compiled(), "coded")
+    return there and (dtype == torch.float32 or available(dtype))
+
+
+def rounded(x: Tensor, scales: Tensor | None = None) -> Rounded:
+    """``x`` [N, K], times ``scales`` [K] where they are given, rounded to 127 steps either way, row by row."""
+    rows, width = x.shape
+    step = -(-width // 4) * 4
+    if kernels.compiled() is None:
+        wide = x.float() if scales is None else x.float() * scales
+        sizes = wide.abs().amax(1) / 127
+        numbers = pad((wide / sizes.clamp_min(1e-38)[:, None]).round(), (0, step - width)).to(torch.int8)
+        return Rounded(numbers, sizes, numbers.sum(1, dtype=torch.int32), x.dtype)
+    found = torch.empty(rows, step, dtype=torch.int8), torch.empty(rows), torch.empty(rows, dtype=torch.int32)
+    assert x.stride(1) == 1
+    name = kernels.NAMES[x.dtype]
+    kernels.run(f"rounded_{name}_{name}", x, x.stride(0), scales, found[0], step, *found[1:], rows, width)
+    return Rounded(*found, x.dtype)
+
+
+def _coded(
+    parts: Sequence[tuple[Rounded, Codes, bool]],
+    plain: Sequence[tuple[Tensor, Tensor, bool]],
+    bias: Tensor | None,
+    onto: Tensor | None,
+) -> Tensor:
+    """The sum where some weights are codes: exact integers until the scales come in, float32 from there on."""
+    first, weight, across = parts[0]
+    rows, columns, dtype = len(first.numbers), weight.numbers.shape[int(across)], first.dtype
+    if not multiplies_codes(dtype):
+        return _coded_twin(parts, plain, bias, onto)
+    if plain and (dtype == torch.float32 or any(x.shape[1] % 2 for x, _, _ in plain)):
+        onto, plain = summed(plain, None, onto), ()
+    numbers: list[int] = []
+    for x, weight, across in parts:
+        codes, scales = weight.numbers, 0 if across else weight.scales.data_ptr()
+        numbers += (x.numbers.data_ptr(), x.numbers.stride(0), codes.shape[int(not across)])
+        numbers += (codes.data_ptr(), codes.stride(0), across, x.scales.data_ptr(), x.sums.data_ptr(), scales)
+    for x, weight, across in plain:
+        assert x.stride(1) == weight.stride(1) == 1 and x.dtype == weight.dtype == dtype
+        numbers += (x.data_ptr(), x.stride(0), x.shape[1], weight.data_ptr(), weight.stride(0), across, 0, 0, 0)
+    out = torch.empty(rows, columns, dtype=dtype)
+    assert onto is None or (onto.dtype == out.dtype and onto.stride() == out.stride())
+    described, count = (ctypes.c_int64 * len(numbers))(*numbers), len(parts) + len(plain)
+    if kernels.run("coded", described, count, bias, onto, out, dtype == torch.float32, columns, rows, columns):
+        raise MemoryError(f"coded: {[rows, columns]}")
+    return out
+
+
+def _coded_twin(
+    parts: Sequence[tuple[Rounded, Codes, bool]],
+    plain: Sequence[tuple[Tensor, Tensor, bool]],
+    bias: Tensor | None,
+    onto: Tensor | None,
+) -> Tensor:
+    """The same in plain torch."""
+    found: list[Tensor] = [tensor.float() for tensor in (bias, onto) if tensor is not None]
+    for x, weight, across in parts:
+        codes = weight.numbers.double() if across else weight.numbers.double().t()
+        exact = (x.numbers[:, : len(codes)].double() @ codes).float() * x.scales[:, None]
+        found.append(exact if across else exact * weight.scales)
+    found += [x.float() @ (weight if across else weight.t()).float() for x, weight, across in plain]
+    return torch.stack(torch.broadcast_tensors(*found)).sum(0).to(parts[0][0].dtype)
 
 
 def outer(x: Tensor, y: Tensor, scale: float = 1.0, turned: bool = False) -> Tensor:

@@ -21,7 +21,7 @@ from transformers.pytorch_utils import Conv1D
 
 from weitiao import machine
 from weitiao.errors import InputError, say, t
-from weitiao.models import kernels, modules
+from weitiao.models import kernels, modules, products
 
 Kind = Literal["nf4", "int8"]
 BLOCK = 64  # weights that share a scale
@@ -137,6 +137,12 @@ class QuantizedLinear(nn.Linear):
         missing = -len(values) % BLOCK
         blocks = nn.functional.pad(values, (0, missing)).view(-1, BLOCK) * self.block_scales()[:, None]
         return blocks.view(-1)[: len(values)].view(self.out_features, self.in_features)
+
+    def codes_of(self, dtype: torch.dtype) -> products.Codes | None:
+        """The codes, where this machine multiplies them as they are with inputs in ``dtype``."""
+        state: Any = self
+        fits = self.kind == "int8" and self.taken is None and products.multiplies_codes(dtype)
+        return products.Codes(state.codes, state.scales) if fits and state.codes.device.type == "cpu" else None
 
     def block_scales(self) -> Tensor:
         """nf4's scales, float32 [blocks]."""

@@ -20,9 +20,11 @@ from torch.nn.functional import pad
 
 from weitiao.models import kernels, products
 from weitiao.models.attention import attend, attend_backward, fold, unfold
+from weitiao.models.products import Codes, Part, Rounded
 from weitiao.models.quantized import QuantizedLinear
 
 QKV, GATE_UP = ("q", "k", "v"), ("gate", "up")
+JOINED = "gate_up"  # one linear for both
 
 
 class Linear(NamedTuple):
@@ -43,13 +45,34 @@ class Linear(NamedTuple):
 
 @dataclass(frozen=True)
 class Block:
-    """What a block consists of. ``norms``: weight and epsilon of input, attention's output, and of queries and keys
-    where they have one."""
+    """What a block consists of. ``norms``: weight and epsilon of ``input`` and ``output``, in front of attention and of
+    the MLP, and, where it has them, of ``q`` and ``k``, queries and keys, and of ``attended`` and ``fed``, behind
+    attention and behind the MLP."""
 
     linears: dict[str, Linear]
     norms: dict[str, tuple[Tensor, float]]
     width: int  # of a head
     scale: float  # of attention's scores
+    offset: float = 0.0  # to the norms' weights
+    woven: bool = False  # a rotary angle turns two neighbours
+    curve: tuple[float, float] = kernels.SILU  # of the gate
+
+    @property
+    def gates(self) -> tuple[str, ...]:
+        """The linears that read what the MLP reads."""
+        return (JOINED,) if JOINED in self.linears else GATE_UP
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is as Llama's are, but for biases and the norms of queries and keys."""
+        known = {"input", "output", "q", "k"}
+        alike = (self.offset, self.woven, self.curve, self.gates) == (0.0, False, kernels.SILU, GATE_UP)
+        return alike and self.norms.keys() <= known
+
+    def gain(self, name: str) -> Tensor:
+        """What a norm multiplies with, float32."""
+        weight = self.norms[name][0].detach().float()
+        return weight + self.offset if self.offset else weight
 
     def trained(self) -> list[Tensor]:
         """Its parameters that need gradients."""
@@ -127,28 +150,28 @@ class _Fused(torch.autograd.Function):
         before, inverses, small, casts = ({name: next(kept) for name in names} for names in ctx.names)
         run = _Backward(block, ctx.dtype, ctx.groups, small, casts, ctx.seeds)
         gradient = gradients[0].contiguous()
-        narrow = gradient.to(ctx.dtype)
+        narrow = run.behind("fed", gradient.to(ctx.dtype), before, inverses)
 
         at_product = run.at_input({"down": narrow})
-        at_gate, at_up, product = kernels.gated_backward(at_product, gate, up, block.linears["down"].trains)
+        both, product = kernels.gated_backward(at_product, gate, up, block.linears["down"].trains, block.curve)
         run.at_weights({"down": narrow}, product)
-        at_linears = {"gate": at_gate, "up": at_up}
+        at_linears = {JOINED: both} if JOINED in block.linears else dict(zip(GATE_UP, both.chunk(2, 1), strict=True))
         at_normed = run.at_input(at_linears)
-        run.at_weights(at_linears, run.normed("output", middle, second, GATE_UP))
+        run.at_weights(at_linears, run.normed("output", middle, second, block.gates))
         at_middle, narrow = run.norm("output", at_normed, middle, second, gradient)
+        narrow = run.behind("attended", narrow, before, inverses)
 
         at_seen = run.at_input({"o": narrow})
         run.at_weights({"o": narrow}, seen)
         parts = attend_backward(at_seen, query, key, value, starts, fronts)
         angles, still = (cosine, sine), (cosine[..., :0], sine[..., :0])
         at_linears = {
-            "q": unfold(parts[0], heads, shape, angles, block.scale),
-            "k": unfold(parts[1], heads, shape, angles),
+            "q": unfold(parts[0], heads, shape, angles, block.scale, block.woven),
+            "k": unfold(parts[1], heads, shape, angles, woven=block.woven),
             "v": unfold(parts[2], heads, shape, still),
         }
-        for name, states in before.items():
-            split = states.view(-1, block.width)
-            _, at_linears[name] = run.norm(name, at_linears[name].view(-1, block.width), split, inverses[name], None)
+        for name in ("q", "k"):
+            at_linears[name] = run.behind(name, at_linears[name].view(-1, block.width), before, inverses)
         at_linears = {name: part.view(len(x), -1) for name, part in at_linears.items()}
         run.at_weights(at_linears, run.normed("input", x, inverse, QKV))
         at_hidden = None
@@ -158,10 +181,10 @@ class _Fused(torch.autograd.Function):
         return at_hidden, *[None] * 6, *found
 
 
-def _weight(part: Linear, name: str, casts: dict[str, Tensor], dtype: torch.dtype) -> Tensor:
-    """A linear's weight for products; codes are spread out each time."""
+def _weight(part: Linear, name: str, casts: dict[str, Tensor], dtype: torch.dtype) -> Tensor | Codes:
+    """A linear's weight for products; codes that cannot be multiplied as they are are spread out each time."""
     if isinstance(part.weight, QuantizedLinear):
-        return part.weight.spread(dtype)
+        return part.weight.codes_of(dtype) or part.weight.spread(dtype)
     return casts.get(name, part.weight.detach())
 
 
@@ -198,8 +221,8 @@ def _even(rank: int) -> int:
 
 class _Forward:
     """A forward pass; keeps the LoRAs in groups by the first linear of an input, x Aᵀ and the seed of the dropout of
-    each group by its first linear, weights that had to be rounded to ``dtype``, and queries and keys before their norms
-    with 1 / rms of these."""
+    each group by its first linear, weights that had to be rounded to ``dtype``, and what norms behind a product read
+    with 1 / rms of it."""
 
     def __init__(self, block: Block, dtype: torch.dtype):
         self.block, self.dtype = block, dtype
@@ -209,6 +232,13 @@ class _Forward:
         self.seeds: dict[str, int] = {}
         self.before: dict[str, Tensor] = {}
         self.inverses: dict[str, Tensor] = {}
+        self.last: tuple[Tensor, Rounded] | None = None
+
+    def rounded(self, x: Tensor) -> Rounded:
+        """For weights of codes: once for all that share an input."""
+        if self.last is None or self.last[0] is not x:
+            self.last = x, products.rounded(x)
+        return self.last[1]
 
     def block_output(
         self, x: Tensor, cosine: Tensor, sine: Tensor, attention: Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -220,26 +250,38 @@ class _Forward:
         normed, inverse, _ = self.norm("input", x)
         states = self.linears(QKV, normed)
         heads = states["k"].shape[1] // block.width
-        self.before = {name: states[name] for name in QKV if name in block.norms}
-        for name in self.before:
-            states[name], self.inverses[name], _ = self.norm(name, states[name].view(-1, block.width))
+        for name in ("q", "k"):
+            states[name] = self.behind(name, states[name].view(-1, block.width))
         states = {name: part.view(1, len(x), -1, block.width) for name, part in states.items()}
-        query = fold(states["q"], heads, angles, block.scale)
-        key, value = fold(states["k"], heads, angles), fold(states["v"], heads, still)
+        query = fold(states["q"], heads, angles, block.scale, block.woven)
+        key, value = fold(states["k"], heads, angles, woven=block.woven), fold(states["v"], heads, still)
         seen = attention(query, key, value)
-        normed, second, middle = self.norm("output", x, self.linears(("o",), seen)["o"])
-        gate, up = self.linears(GATE_UP, normed).values()
-        out = self.linears(("down",), kernels.gated(gate, up), middle)["down"]
+        attended = self.behind("attended", self.linears(("o",), seen)["o"])
+        normed, second, middle = self.norm("output", x, attended)
+        made = [*self.linears(block.gates, normed).values()]
+        gate, up = made[0].chunk(2, 1) if JOINED in block.linears else made
+        product = kernels.gated(gate, up, block.curve)
+        if "fed" in block.norms:
+            out = kernels.add(middle, self.behind("fed", self.linears(("down",), product)["down"]))
+        else:
+            out = self.linears(("down",), product, middle)["down"]
         return out, (inverse, query, key, value, seen, middle, second, gate, up)
 
     def norm(self, name: str, x: Tensor, delta: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        weight, epsilon = self.block.norms[name]
-        return kernels.norm(x, weight.float(), epsilon, self.dtype, delta)
+        return kernels.norm(x, self.block.gain(name), self.block.norms[name][1], self.dtype, delta)
+
+    def behind(self, name: str, x: Tensor) -> Tensor:
+        """What a norm behind a product makes of it, where there is one."""
+        if name not in self.block.norms:
+            return x
+        self.before[name] = x
+        out, self.inverses[name], _ = self.norm(name, x)
+        return out
 
     def linears(self, names: Sequence[str], x: Tensor, onto: Tensor | None = None) -> dict[str, Tensor]:
         """What the linears of these names make of ``x``, added to ``onto`` where that is given."""
         self.groups[names[0]] = _groups(self.block, names, self.dtype)
-        adapters: dict[str, tuple[Tensor, Tensor, bool]] = {}
+        adapters: dict[str, Part] = {}
         for group in self.groups[names[0]]:
             first, read = group.names[0], x
             if group.dropout:
@@ -250,11 +292,13 @@ class _Forward:
             adapters |= {name: (small, b, False) for name, small, b in parts}
         return {name: self.linear(name, x, onto, adapters.get(name)) for name in names}
 
-    def linear(self, name: str, x: Tensor, onto: Tensor | None, adapter: tuple[Tensor, Tensor, bool] | None) -> Tensor:
+    def linear(self, name: str, x: Tensor, onto: Tensor | None, adapter: Part | None) -> Tensor:
         part = self.block.linears[name]
         if isinstance(part.weight, Tensor) and part.weight.dtype != self.dtype:
             self.casts[name] = part.weight.to(self.dtype)
-        parts = [(x, _weight(part, name, self.casts, self.dtype), False), *([adapter] if adapter else [])]
+        weight = _weight(part, name, self.casts, self.dtype)
+        parts: list[Part] = [(self.rounded(x) if isinstance(weight, Codes) else x, weight, False)]
+        parts += [adapter] if adapter else []
         bias = None if part.bias is None else part.bias.detach().float()
         if onto is None or onto.dtype == self.dtype:
             return products.summed(parts, bias, onto)
@@ -282,24 +326,29 @@ class _Backward:
         """A norm's output again, where a gradient of one of its readers needs it."""
         if not any(self.block.linears[reader].trains for reader in readers):
             return None
-        return kernels.normed(x, self.block.norms[name][0].float(), inverse, self.dtype)
+        return kernels.normed(x, self.block.gain(name), inverse, self.dtype)
 
     def norm(
         self, name: str, gradient: Tensor, x: Tensor, inverse: Tensor, residual: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """The gradient at a norm's input, twice: in the residual stream's dtype and for products."""
-        weight, _ = self.block.norms[name]
-        wide, narrow, at_weight = kernels.norm_backward(
-            gradient, x, weight.float(), inverse, residual, weight.requires_grad
-        )
+        weight, gain = self.block.norms[name][0], self.block.gain(name)
+        wide, narrow, at_weight = kernels.norm_backward(gradient, x, gain, inverse, residual, weight.requires_grad)
         if at_weight is not None:
             self.found[id(weight)] = at_weight.to(weight.dtype)
         return wide, narrow
 
+    def behind(self, name: str, gradient: Tensor, before: dict[str, Tensor], inverses: dict[str, Tensor]) -> Tensor:
+        """The gradient at the input of a norm behind a product, where there is one."""
+        return self.norm(name, gradient, before[name], inverses[name], None)[1] if name in before else gradient
+
     def at_input(self, gradients: Mapping[str, Tensor]) -> Tensor:
         """The gradient at the input that linears share, given those at their outputs."""
         linears, groups = self.block.linears, self.groups[next(iter(gradients))]
-        parts = [(at, _weight(linears[name], name, self.casts, self.dtype), True) for name, at in gradients.items()]
+        parts: list[Part] = []
+        for name, at in gradients.items():
+            weight = _weight(linears[name], name, self.casts, self.dtype)
+            parts.append((products.rounded(at, weight.scales) if isinstance(weight, Codes) else at, weight, True))
         out = products.summed(
             parts + [(self.inner(group, gradients), group.a, True) for group in groups if not group.dropout]
         )

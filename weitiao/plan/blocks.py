@@ -44,9 +44,11 @@ def fused_bytes(shape: Shape, method: Method, item: int) -> int | None:
         return None
     block = Block(shape, method, item)
     heads = 2 * block.q + 2 * block.k  # queries, keys, values and what comes of them
-    gates = sum(linear.outputs for linear in block.linears if re.search(r"\.(gate|up)_proj$", linear.name))
+    gates = sum(linear.outputs for linear in block.linears if re.search(r"\.(gate|up|gate_up)_proj$", linear.name))
     head_norms = [name for name, size in block.gains.items() if size != (shape.hidden,)]
     own = FLOAT_BYTES * (shape.heads + shape.kv_heads) + item * (block.q + block.k) if head_norms else 0
+    behind = sum(size == (shape.hidden,) for size in block.gains.values()) - 2  # norms that read a product
+    own += behind * (item * shape.hidden + FLOAT_BYTES)
     embedded = any(shape.tensors[name] == (shape.vocab, shape.hidden) for name in block.trained)
     stream = 2 * shape.hidden * (FLOAT_BYTES if embedded else item)
     return item * (heads + gates + block.ranks) + own + stream + 2 * FLOAT_BYTES  # and 1 / rms of two norms
