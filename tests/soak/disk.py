@@ -37,11 +37,12 @@ def mounted(folder: Path) -> bool:
 
 def prepare(folder: Path, specs: list[dict[str, Any]] = SPECS) -> dict[str, Any]:
     """Uninterrupted results and the points where a disk can be full."""
-    prepared: dict[str, Any] = {"references": references(folder, specs), "points": [], "specs": specs}
+    specs, found = references(folder, specs)
+    prepared: dict[str, Any] = {"references": found, "points": [], "specs": specs}
     for number, spec in enumerate(specs):
         own = folder / f"points-{number}"
-        found = done(lambda spec=spec, own=own: counted(lambda: go(spec, own / "run")), own)
-        prepared["points"].append([at for at, where in enumerate(found) if writes(where)])
+        passes = done(lambda spec=spec, own=own: counted(lambda: go(spec, own / "run")), own)
+        prepared["points"].append([at for at, where in enumerate(passes) if writes(where)])
     return prepared
 
 

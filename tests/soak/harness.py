@@ -28,12 +28,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as the command line has it: two threads on a busy core
 
 import weitiao
-from tests.soak.specs import go
+from tests.soak.specs import built, go
 from weitiao.errors import Interrupted
 from weitiao.runs import Run
 from weitiao.train import checkpoint
 
-SEED = 1
+SEED = 2
 RESULTS = Path("runs/soak")
 SCRATCH = "/dev/shm" if Path("/dev/shm").is_dir() else None
 STOPPED = 3  # exit code of a child that was asked to stop and did
@@ -106,24 +106,26 @@ def passed(pid: int, seconds: float) -> None:
         time.sleep(0.001)
 
 
-def warm(folder: Path, specs: Sequence[dict[str, Any]]) -> None:
-    """Import and look up once what every child would."""
+def warm(folder: Path, specs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Import and look up once what every child would, and build the models, of which every child has its own copy."""
     for number, spec in enumerate(specs):
         go({**spec, "threads": 1}, folder / f"warm-{number}")
+    models = [built(spec) for spec in specs]
     gc.collect()
     gc.freeze()
+    return models
 
 
-def references(folder: Path, specs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The uninterrupted result of every spec, from a child; run twice, since all else compares with it."""
-    warm(folder, specs)
-    found = []
+def references(folder: Path, specs: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The specs with their models, and the uninterrupted result of each, from a child; run twice, since all else
+    compares with it."""
+    specs, found = warm(folder, specs), []
     for number, spec in enumerate(specs):
         one, two = (done(lambda o=own, s=spec: go(s, o / "run"), own) for own in twins(folder, number))
         if not alike(one, two):
             raise AssertionError(f"two runs of one spec differ: {spec}")
         found.append(two)
-    return found
+    return specs, found
 
 
 def twins(folder: Path, number: int) -> tuple[Path, Path]:

@@ -37,8 +37,9 @@ LOSES = (-signal.SIGKILL, -signal.SIGTERM, STOPPED)  # ends after which a run is
 
 def prepare(folder: Path, specs: list[dict[str, Any]] = SPECS, line: bool = True) -> dict[str, Any]:
     """Uninterrupted results, and the points that each run passes; the last run goes through the command line."""
+    specs, found = references(folder, specs)
     runs: list[Work] = [partial(go, spec, resume=True) for spec in specs]
-    prepared: dict[str, Any] = {"references": references(folder, specs), "most": [*map(interval, specs)], "runs": runs}
+    prepared: dict[str, Any] = {"references": found, "most": [*map(interval, specs)], "runs": runs}
     if line:
         tiny.make("llama", folder / "base")
         rows = ({"prompt": f"问题{n}", "answer": f"回答{n}，好的"} for n in range(12))

@@ -19,7 +19,8 @@ RESUMED = 10  # one trial in so many is resumed to its end
 def prepare(folder: Path, specs: list[dict[str, Any]] = SPECS) -> dict[str, Any]:
     """Finished runs with all their checkpoints."""
     specs = [{**spec, "options": {**spec["options"], "keep": 9}} for spec in specs]
-    return {"references": references(folder, specs), "folder": folder, "specs": specs}
+    specs, found = references(folder, specs)
+    return {"references": found, "folder": folder, "specs": specs}
 
 
 def trial(n: int, draw: random.Random, folder: Path, prepared: dict[str, Any]) -> dict[str, Any]:

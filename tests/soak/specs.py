@@ -3,6 +3,7 @@ paged state, codes, activations computed twice and a second thread, over more th
 
 go(SPECS[3], folder)                    # {"losses": [...], "weights": "9f…", "seconds": …}
 go(SPECS[3], folder, resume=True)       # goes on where it was stopped
+go(built(SPECS[3]), folder)             # with a model that is there already, once in a process
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from weitiao.runs import is_run
 FULL, LORA = {"name": "full"}, {"name": "lora", "rank": 4, "dropout": 0.3}
 PACKED = {"name": "pretrain", "pack_tokens": 12}
 CLASSIFY = {"name": "classify"}
-ROWS, BATCH = 14, 4
+ROWS = 10
 
 # ``base``: how the model is held that the method is put on; ``threads`` beside which all else computes with one. A run
 # has no workers that load rows: the loop's own process makes its batches.
@@ -32,7 +33,7 @@ SPECS: list[dict[str, Any]] = [
     {"method": LORA, "options": {"epochs": 3, "save_every": "epoch"}},
     {"method": FULL, "options": {"save_every": 1, "micro_batch_tokens": 30, "keep": 1}},
     {"method": LORA, "options": {"micro_batch_tokens": 40, "save_every": 3, "epochs": 2.5}, "threads": 2},
-    {"method": FULL, "task": PACKED, "options": {"save_every": 4}},
+    {"method": FULL, "task": PACKED, "options": {"save_every": 3}},
     {"method": LORA, "task": PACKED, "options": {"save_every": 2, "micro_batch_tokens": 24, "optimizer": "sgd"}},
     {"method": LORA, "task": {"name": "pretrain"}, "options": {"save_every": 3, "micro_batch_tokens": 40}},
     {"method": FULL, "task": CLASSIFY, "labels": "single", "options": {"save_every": 2}, "threads": 2},
@@ -54,17 +55,22 @@ SPECS: list[dict[str, Any]] = [
 ]
 
 
-def go(spec: dict[str, Any], folder: Path, resume: bool = False, **more: Any) -> dict[str, Any]:
-    """Train as ``spec`` says: losses, a hash of the final weights, and seconds of this thread on the processor."""
-    torch.set_num_threads(spec.get("threads", 1))
+def built(spec: dict[str, Any]) -> dict[str, Any]:
+    """``spec`` with its model, to which its method is attached."""
     method = method_of(spec["method"])
     torch.manual_seed(0)
     model = method.attach(base(spec))
     for module in model.modules() if getattr(method, "dropout", 0.0) else ():
         if hasattr(module, "attention_dropout"):
             module.attention_dropout = 0.2  # type: ignore[assignment]
+    return spec | {"built": (model, method)}
+
+
+def go(spec: dict[str, Any], folder: Path, resume: bool = False, **more: Any) -> dict[str, Any]:
+    """Train as ``spec`` says: losses, a hash of the final weights, and seconds of this thread on the processor."""
+    torch.set_num_threads(spec.get("threads", 1))
     given = {"task": spec.get("task", {}), "options": spec["options"], "validation": examples(spec, 3, 5)}
-    given |= {"model": (model, method), "resume": resume and is_run(folder)}
+    given |= {"model": spec.get("built") or built(spec)["built"], "resume": resume and is_run(folder)}
     _, tuned, run = train(folder, examples(spec, ROWS), spec["method"], **given | more)
     return {"losses": losses(run), "weights": weights_hash(tuned), "seconds": time.thread_time()}
 
@@ -104,6 +110,6 @@ def examples(spec: dict[str, Any], count: int, seed: int = 0) -> list[Example]:
 
 
 def interval(spec: dict[str, Any]) -> int:
-    """Steps between two saves: where that is an epoch, 14 rows and 4 a step make 4 steps (packed, about 5)."""
+    """Steps between two saves: 10 rows, 4 a step, make 3 steps of an epoch."""
     every = spec["options"].get("save_every", "epoch")
-    return (5 if spec.get("task") == PACKED else 4) if every == "epoch" else int(every)
+    return 3 if every == "epoch" else int(every)
