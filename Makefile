@@ -1,14 +1,17 @@
 # make help        what there is
 # PYTHON=python3.12        another interpreter (3.11 or newer)
 # TORCH_INDEX=URL          another build of torch: the address of a wheel index
+# JOBS=2                   so many trials of a soak at once
 PYTHON ?= python3
 TORCH_INDEX ?=
+JOBS ?= 1
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test matrix check-elsewhere soak-fetch soak-files soak-secrets soak-tokenise lint base clean FORCE soak-kill soak-rot soak-disk soak-nan
+.PHONY: help setup demo test matrix check-elsewhere lint base clean FORCE
+.PHONY: soak-fetch soak-files soak-secrets soak-tokenise soak-kill soak-rot soak-disk soak-nan soak-trainer
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z -]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,8 +28,8 @@ test: setup ## every test, on a CPU, offline
 matrix: setup ## every method on every model family and kind of base (an hour)
 	WEITIAO_MATRIX=1 $(BIN)/python -m pytest tests/methods
 
-soak-kill soak-rot soak-disk soak-nan: setup ## runs hit at random instants, bits, bytes and steps (docs: reliability)
-	$(BIN)/python -m tests.soak.$(@:soak-%=%)
+soak-kill soak-rot soak-disk soak-nan soak-trainer: setup ## runs hit at random instants, bits, bytes and steps (docs: reliability)
+	$(BIN)/python -m tests.soak.$(@:soak-%=%) --jobs $(JOBS)
 
 soak-tokenise: setup ## five million rows to tokens: memory, a kill, broken lines, the second run, the rate
 	$(BIN)/python -m tests.soak.tokenise

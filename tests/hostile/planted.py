@@ -1,7 +1,9 @@
-"""Secrets of twelve shapes planted where people have them, through train, a crash, resuming and merging; then every
-byte that was written or printed, and every command line of a child, is searched for them.
+"""Secrets of twelve shapes planted where people have them, through fetching, training, a crash, resuming, merging and
+exporting; then every byte that was written or printed, and every command line of a child, is searched for them.
 
     python -m tests.hostile.planted runs/soak-secrets 5     # seeds; resumable, results in results.jsonl
+
+What is fetched is byte for byte what its owner published, so that is not searched: only what is written beside it.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ import base64
 import json
 import os
 import random
+import shutil
 import signal
 import string
 import subprocess
@@ -21,6 +24,7 @@ from pathlib import Path
 
 import yaml
 
+from tests.hub.server import Fault, serving
 from weitiao.models import tiny
 
 ROWS = 24
@@ -54,8 +58,8 @@ def secrets(seed: int) -> dict[str, str]:
 
 def plant(folder: Path, planted: Mapping[str, str]) -> tuple[Path, dict[str, str]]:
     """A base, rows and a recipe with the secrets in them: the recipe's path, and the environment."""
-    base = folder / "given" / "base"
-    tiny.make("llama", base)
+    published, base = folder / "given" / "base", folder / "given" / "fetched"
+    tiny.make("llama", published)
     for name, values in {
         "config.json": {"api_key": planted["NESTED"], "origin": f"https://me:{planted['URL']}@example.org/model"},
         "tokenizer_config.json": {
@@ -64,7 +68,7 @@ def plant(folder: Path, planted: Mapping[str, str]) -> tuple[Path, dict[str, str
         },
         "generation_config.json": {"source": f"https://example.org/x?token={planted['QUERY']}"},
     }.items():
-        file = base / name
+        file = published / name
         old = json.loads(file.read_text()) if file.is_file() else {}
         file.write_text(json.dumps(old | values))
     rows = [{"prompt": f"问题 {n} {planted['JWT']}", "answer": f"回答 {planted['SLACK']}"} for n in range(ROWS)]
@@ -83,11 +87,13 @@ def plant(folder: Path, planted: Mapping[str, str]) -> tuple[Path, dict[str, str
 
 
 def journey(folder: Path, seed: int, failures: int | None = None) -> list[str]:
-    """Train, be killed, resume, merge, and fail (so many times) on what holds a secret; where one was found then."""
+    """Fetch, train, be killed, resume, merge, export, and fail (so many times) on what holds a secret; where one was
+    found then."""
     planted = secrets(seed)
     recipe, environment = plant(folder, planted)
     lines: list[str] = []
     program = [sys.executable, "-m", "weitiao"]
+    fetched = fetch(folder, planted, [*program, "fetch"], environment)
     train = subprocess.Popen(
         [*program, "train", str(recipe)], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
@@ -96,7 +102,7 @@ def journey(folder: Path, seed: int, failures: int | None = None) -> list[str]:
         lines += children(train.pid)
         time.sleep(0.02)
     train.send_signal(signal.SIGKILL)
-    printed = b"".join(train.communicate())
+    printed = fetched + b"".join(train.communicate())
     url = f"https://me:{planted['URL']}@example.org/rows.jsonl?token={planted['QUERY']}"
     wrong: list[list[object]] = [
         ["train", f"data.train={url}", f"output={folder / 'none'}"],
@@ -115,13 +121,39 @@ def journey(folder: Path, seed: int, failures: int | None = None) -> list[str]:
     for words in (
         ["train", "--resume", folder / "run"],
         ["merge", folder / "run", folder / "merged"],
+        ["convert", folder / "merged" / "model.safetensors", folder / "exported.bin"],
         *wrong[:failures],
     ):
         done = subprocess.run([*program, *map(str, words)], env=environment, capture_output=True)
         printed += done.stdout + done.stderr
-        if words[0] == "merge" or words[:2] == ["train", "--resume"]:
+        if words[0] in ("merge", "convert") or words[:2] == ["train", "--resume"]:
             assert done.returncode == 0, done.stderr.decode()
     return found(folder, planted, printed, lines)
+
+
+def fetch(folder: Path, planted: Mapping[str, str], program: list[str], environment: Mapping[str, str]) -> bytes:
+    """Fetch the base from a hub that wants a token, behind a mirror with a password in its address, where a connection
+    is cut and the first client killed; what was printed. The hub must have seen the token, and the mirror must not."""
+    given = folder / "given"
+    files = {file.name: file.read_bytes() for file in (given / "base").iterdir() if file.is_file()}
+    with serving({"org/base": files}) as hub, serving({"org/base": files}) as mirror:
+        hub.faults.extend([Fault("cut", 5000), Fault("status", value=503)])
+        address = mirror.url.replace("://", f"://me:{planted['URL']}@")
+        words = [*program, "org/base", "--to", str(given / "fetched"), "--mirror", address]
+        own = {**environment, "HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0"}
+        first = subprocess.Popen(words, env=own, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        end = time.monotonic() + 120
+        while first.poll() is None and not hub.sent and time.monotonic() < end:
+            time.sleep(0.01)
+        first.kill()
+        printed = b"".join(first.communicate())
+        done = subprocess.run(words, env=own, capture_output=True)
+        assert done.returncode == 0, done.stderr.decode()
+        keys = {key for _, _, key in hub.seen}, {key for _, _, key in mirror.seen}
+    assert keys[0] == {f"Bearer {planted['HF_TOKEN']}"} and not any("Bearer" in key for key in keys[1]), "keys"
+    (folder / "beside").mkdir()
+    shutil.copytree(given / "fetched" / ".weitiao", folder / "beside" / "weitiao")
+    return printed + done.stdout + done.stderr
 
 
 def children(pid: int) -> list[str]:

@@ -1,15 +1,18 @@
-"""What the soaks share: tiny runs of every kind in forked children, places where a run can be hit, a log of results.
+"""What the soaks share: tiny runs in forked children, and a log of results.
 
-    python -m tests.soak.kill --count 1000          (make soak-kill; likewise rot, disk, nan)
+    python -m tests.soak.kill --jobs 2          (make soak-kill; likewise rot, disk, nan)
 
-The process has imported everything, so that a launch is a fork. Trial ``n`` is drawn from seed ``n`` alone. Results go
-to runs/soak/NAME.jsonl, a line a trial; what is there already is not done again, and what failed stays there.
+The process has imported everything and run every spec once, so that a launch is a fork. Trial ``n`` is drawn from the
+soak's seed and ``n`` alone. Results go to runs/soak/NAME-SEED.jsonl, a line a trial; what is there already is not done
+again, and what failed stays there. After a failure is mended the count starts again with the next seed, which is
+committed first.
 """
 
 from __future__ import annotations
 
 import argparse
-import errno
+import gc
+import hashlib
 import json
 import os
 import random
@@ -18,54 +21,31 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as the command line has it: two threads on a busy core
 
-import torch
-from safetensors import SafetensorError
-
-from tests.train.support import losses, model_with, rows, train, weights_hash
+import weitiao
+from tests.soak.specs import built, go
 from weitiao.errors import Interrupted
-from weitiao.runs import Run, is_run
+from weitiao.runs import Run
 from weitiao.train import checkpoint
 
+SEEDS = {"kill": 2, "rot": 2, "disk": 3, "nan": 2, "trainer": 2}  # one more at each start
 RESULTS = Path("runs/soak")
 SCRATCH = "/dev/shm" if Path("/dev/shm").is_dir() else None
 STOPPED = 3  # exit code of a child that was asked to stop and did
-
-# Method, task and options of the runs: dropout, accumulation, packing, paged state, several epochs, every cadence.
-SPECS: list[dict[str, Any]] = [
-    {"method": {"name": "full"}, "options": {"epochs": 3, "save_every": 2}},
-    {"method": {"name": "lora", "rank": 4, "dropout": 0.3}, "options": {"epochs": 3, "save_every": "epoch"}},
-    {"method": {"name": "full"}, "options": {"save_every": 1, "micro_batch_tokens": 30, "keep": 1}},
-    {"method": {"name": "lora", "dropout": 0.1}, "options": {"micro_batch_tokens": 40, "save_every": 3, "epochs": 2.5}},
-    {"method": {"name": "full"}, "task": {"name": "pretrain", "pack_tokens": 12}, "options": {"save_every": 4}},
-    {"method": {"name": "adalora"}, "options": {"epochs": 3, "save_every": 2}},
-    {"method": {"name": "full"}, "options": {"optimizer": "adamw8bit", "save_every": 2, "paged_optimizer": True}},
-    {"method": {"name": "full"}, "dtype": "bfloat16", "options": {"optimizer": "muon", "save_every": 2}},
-    {"method": {"name": "prefix_tuning"}, "options": {"optimizer": "lion", "save_every": 2}},
-    {"method": {"name": "freeze", "blocks": 1}, "options": {"epochs": 3, "save_every": 2}},
-]
+MOST_SECONDS = 900.0  # that a child may take
+Trial = Callable[[int, random.Random, Path, Any], dict[str, Any]]
 
 
-def go(spec: dict[str, Any], folder: Path, resume: bool = False, **more: Any) -> dict[str, Any]:
-    """Train as ``spec`` says; losses and a hash of the final weights."""
-    torch.set_num_threads(1)
-    resume = resume and is_run(folder)
-    model = model_with(spec["method"], dtype=spec.get("dtype", "float32"))
-    for module in model[0].modules() if "dropout" in spec["method"] else ():
-        if hasattr(module, "attention_dropout"):
-            module.attention_dropout = 0.2  # type: ignore[assignment]
-    given = {"task": spec.get("task", {}), "options": spec["options"], "validation": rows(3, seed=5)}
-    _, tuned, run = train(folder, rows(14), spec["method"], model=model, resume=resume, **given | more)
-    return {"losses": losses(run), "weights": weights_hash(tuned)}
+# ---- children --------------------------------------------------------------------------------------------------------
 
 
-def launch(work: Callable[[], dict[str, Any]], folder: Path) -> int:
+def launch(work: Callable[[], Any], folder: Path) -> int:
     """Fork a child that does ``work`` and writes what it gives to ``folder``/result.json; its pid. The child ends with
     0, STOPPED after a signal, 1 after an error, whose words are in ``folder``/errors."""
     sys.stdout.flush()
@@ -88,7 +68,7 @@ def launch(work: Callable[[], dict[str, Any]], folder: Path) -> int:
         os._exit(code)
 
 
-def ended(pid: int, seconds: float = 900.0) -> int:
+def ended(pid: int, seconds: float = MOST_SECONDS) -> int:
     """The exit code of a child, minus the number of the signal that ended it."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
@@ -105,137 +85,58 @@ def result(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "result.json").read_text())
 
 
-# ---- places where a run can be hit ---------------------------------------------------------------------------------
-
-CALLS = ("fsync", "replace", "mkdir", "unlink", "rmdir", "chmod")
-
-
-@contextmanager
-def points(hit: Callable[[int, str, Path | None], None]) -> Iterator[None]:
-    """Inside the block ``hit(number, where, half_written)`` is called before and after every flush, rename, removal
-    and folder, and in the middle of every file that is written: tensors, JSON, text."""
-    count = iter(range(1 << 30))
-    before = {name: getattr(os, name) for name in CALLS}
-    saved = checkpoint.save_file
-
-    def wrapped(name: str) -> Callable[..., Any]:
-        def call(*args: Any, **options: Any) -> Any:
-            hit(next(count), f"before {name}", None)
-            found = before[name](*args, **options)
-            hit(next(count), f"after {name}", None)
-            return found
-
-        return call
-
-    def save(tensors: Any, path: Any, *rest: Any, **options: Any) -> None:
-        saved(tensors, path, *rest, **options)
-        hit(next(count), "in save_file", Path(path))
-
-    def text(self: Path, data: Any, *rest: Any, **options: Any) -> int:
-        written = texts[type(data)](self, data, *rest, **options)
-        hit(next(count), "in write", self)
-        return written
-
-    texts = {str: Path.write_text, bytes: Path.write_bytes}
-    for name in CALLS:
-        setattr(os, name, wrapped(name))
-    checkpoint.save_file = save
-    Path.write_text = Path.write_bytes = text  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        for name, function in before.items():
-            setattr(os, name, function)
-        checkpoint.save_file = saved
-        Path.write_text, Path.write_bytes = texts[str], texts[bytes]  # type: ignore[method-assign]
+def done(work: Callable[[], Any], folder: Path) -> dict[str, Any]:
+    """What a child gives that is left in peace."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if ended(launch(work, folder)):
+        raise AssertionError((folder / "errors").read_text()[-500:])
+    return result(folder)
 
 
-def counted(work: Callable[[], Any]) -> list[str]:
-    """The points that ``work`` passes."""
-    found: list[str] = []
-    with points(lambda number, where, path: found.append(where)):
-        work()
-    return found
+def passed(pid: int, seconds: float) -> None:
+    """Wait until a child has had ``seconds`` of the processor, which a busy machine does not stretch; seconds of the
+    clock where the system does not say."""
+    clock, started = Path(f"/proc/{pid}/schedstat"), time.monotonic()
+    while True:
+        try:
+            had = int(clock.read_text().split()[0]) / 1e9
+        except (OSError, IndexError):  # not Linux
+            had = time.monotonic() - started
+        if had >= seconds or os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            return
+        time.sleep(0.001)
 
 
-def full(path: Path | None, draw: random.Random) -> None:
-    """Fail as a full disk does, with a file cut somewhere."""
-    if path is not None:
-        os.truncate(path, draw.randrange(path.stat().st_size + 1))
-        if path.suffix == ".safetensors":
-            raise SafetensorError("I/O error: No space left on device (os error 28)")
-    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
-# ---- a soak --------------------------------------------------------------------------------------------------------
-
-
-def references(folder: Path, specs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The uninterrupted result of every spec with its seconds, from a child; run twice, since all else compares with
-    it."""
-    found = []
+def warm(folder: Path, specs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Import and look up once what every child would, and build the models, of which every child has its own copy."""
     for number, spec in enumerate(specs):
-        twice = []
-        for again in "ab":
-            own = folder / f"reference-{number}{again}"
-            own.mkdir(parents=True)
-            started = time.monotonic()
-            assert ended(launch(lambda spec=spec, own=own: go(spec, own / "run"), own)) == 0, (
-                own / "errors"
-            ).read_text()
-            twice.append(result(own))
-            twice[-1]["seconds"] = time.monotonic() - started
-        assert twice[0]["weights"] == twice[1]["weights"] and twice[0]["losses"] == twice[1]["losses"], spec
-        found.append(twice[1])
-    return found
+        go({**spec, "threads": 1}, folder / f"warm-{number}")
+    models = [built(spec) for spec in specs]
+    gc.collect()
+    gc.freeze()
+    return models
 
 
-def soak(
-    name: str, trial: Callable[[int, Path, Any], dict[str, Any]], prepare: Callable[[Path], Any], count: int
-) -> int:
-    """Run the trials that have no result yet; each returns ``{"ok": bool, …}``. Prints the tally; the number that
-    failed."""
-    parser = argparse.ArgumentParser(prog=f"python -m tests.soak.{name}")
-    parser.add_argument("--count", type=int, default=count, help="trials in all; trial n is drawn from seed n")
-    parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no trial after so long")
-    options = parser.parse_args()
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    file = RESULTS / f"{name}.jsonl"
-    lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-    done = {line["seed"] for line in lines}
-    with tempfile.TemporaryDirectory(dir=SCRATCH) as scratch, file.open("a") as log:
-        prepared, end = prepare(Path(scratch)), time.monotonic() + options.seconds
-        for seed in range(options.count):
-            if seed in done or time.monotonic() > end:
-                continue
-            folder = Path(scratch) / str(seed)
-            folder.mkdir()
-            lines.append({"seed": seed, **attempted(trial, seed, folder, prepared)})
-            print(json.dumps(lines[-1]), file=log, flush=True)
-            shutil.rmtree(folder, ignore_errors=True)
-    failed = tally(name, lines)
-    return failed
+def references(folder: Path, specs: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The specs with their models, and the uninterrupted result of each, from a child; run twice, since all else
+    compares with it."""
+    specs, found = warm(folder, specs), []
+    for number, spec in enumerate(specs):
+        one, two = (done(lambda o=own, s=spec: go(s, o / "run"), own) for own in twins(folder, number))
+        if not alike(one, two):
+            raise AssertionError(f"two runs of one spec differ: {spec}")
+        found.append(two)
+    return specs, found
 
 
-def attempted(
-    trial: Callable[[int, Path, Any], dict[str, Any]], seed: int, folder: Path, prepared: Any
-) -> dict[str, Any]:
-    """What a trial gives, or the error that it ended with."""
-    try:
-        return trial(seed, folder, prepared)
-    except Exception as error:
-        return {"ok": False, "kind": "error", "why": f"{type(error).__name__}: {error}"}
+def twins(folder: Path, number: int) -> tuple[Path, Path]:
+    """Where the two uninterrupted runs of a spec lie."""
+    return folder / f"reference-{number}a", folder / f"reference-{number}b"
 
 
-def tally(name: str, lines: list[dict[str, Any]]) -> int:
-    """Print how many of each kind passed."""
-    for kind in sorted({line["kind"] for line in lines}):
-        own = [line for line in lines if line["kind"] == kind]
-        print(f"{name} {kind}: {sum(line['ok'] for line in own)} of {len(own)}")
-    failed = [line for line in lines if not line["ok"]]
-    for line in failed[:20]:
-        print("  failed:", json.dumps(line))
-    return len(failed)
+def alike(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether two runs had the same losses and left the same weights, bit for bit."""
+    return all(one[key] == other[key] for key in ("losses", "weights"))
 
 
 def whole(run: Path) -> list[Path]:
@@ -243,3 +144,83 @@ def whole(run: Path) -> list[Path]:
     from weitiao.weights.folders import problems
 
     return [path for path in checkpoint.listed(Run(run).checkpoints) if not problems(path)]
+
+
+# ---- a soak ----------------------------------------------------------------------------------------------------------
+
+
+def soak(name: str, trial: Trial, prepare: Callable[[Path], Any], count: int) -> int:
+    """Run the trials that have no result yet; each returns ``{"ok": bool, "kind": str, …}``. Prints the tally; the
+    number that failed."""
+    parser = argparse.ArgumentParser(prog=f"python -m tests.soak.{name}")
+    parser.add_argument("--count", type=int, default=count, help="trials in all")
+    parser.add_argument("--seed", type=int, default=SEEDS.get(name, 1), help="trial n is drawn from it and n")
+    parser.add_argument("--jobs", type=int, default=1, help="trials at once")
+    options = parser.parse_args()
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    file, version = RESULTS / f"{name}-{options.seed}.jsonl", code()
+    there = {line["n"] for line in lines_of(file)}
+    todo = [n for n in range(options.count) if n not in there]
+    with tempfile.TemporaryDirectory(dir=SCRATCH) as scratch:
+        prepared = prepare(Path(scratch)) if todo else None
+
+        def one(n: int, folder: Path) -> None:
+            draw = random.Random(f"{name} {options.seed} {n}")
+            line = {"n": n, "version": version, **attempted(trial, n, draw, folder, prepared)}
+            with file.open("a") as log:
+                log.write(json.dumps(line) + "\n")
+
+        play(todo, options.jobs, one, Path(scratch))
+    return tally(name, lines_of(file))
+
+
+def play(todo: Sequence[int], jobs: int, one: Callable[[int, Path], None], scratch: Path) -> None:
+    """Call ``one`` with every number and an empty folder, in ``jobs`` children."""
+
+    def work(job: int, own: Path) -> None:
+        for n in todo[job::jobs]:
+            (folder := own / str(n)).mkdir()
+            one(n, folder)
+            shutil.rmtree(folder, ignore_errors=True)
+
+    crew = []
+    for job in range(min(jobs, len(todo))):
+        own = Path(tempfile.mkdtemp(dir=scratch))
+        crew.append((launch(lambda job=job, own=own: work(job, own), own), own))
+    for pid, own in crew:
+        if ended(pid, float("inf")):
+            raise AssertionError((own / "errors").read_text()[-500:])
+
+
+def attempted(trial: Trial, n: int, draw: random.Random, folder: Path, prepared: Any) -> dict[str, Any]:
+    """What a trial gives, or the error that it ended with."""
+    try:
+        return trial(n, draw, folder, prepared)
+    except Exception as error:
+        return {"ok": False, "kind": "error", "why": f"{type(error).__name__}: {error}"}
+
+
+def lines_of(file: Path) -> list[dict[str, Any]]:
+    """The results so far."""
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def code() -> str:
+    """What tells this version of the program and of its trials from another."""
+    digest = hashlib.sha256()
+    for root in (Path(weitiao.__file__).parent, Path(__file__).parent):
+        for file in sorted([*root.rglob("*.py"), *root.rglob("*.c")]):
+            digest.update(file.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def tally(name: str, lines: list[dict[str, Any]]) -> int:
+    """Print how many of each kind passed, and of which version of the program."""
+    for kind in sorted({line["kind"] for line in lines}):
+        own = [line for line in lines if line["kind"] == kind]
+        print(f"{name} {kind}: {sum(line['ok'] for line in own)} of {len(own)}")
+    print("version of the program:", *sorted({line["version"] for line in lines}))
+    failed = [line for line in lines if not line["ok"]]
+    for line in failed[:20]:
+        print("  failed:", json.dumps(line))
+    return len(failed)

@@ -1,7 +1,8 @@
 """kill -9 and SIGTERM at random instants and within saves: what is resumed is what was never stopped.
 
-Of ten trials five are killed at an instant uniform in time, two at a random flush, rename, removal or half-written
-file, and three get SIGTERM; one trial in twelve goes through the command line, from recipe to saved adapter.
+Of thirteen trials seven are killed at an instant uniform in the run's time on the processor, three at a random flush,
+rename, removal or half-written file, and three get SIGTERM; one run in twenty-four goes through the command line, from
+recipe to saved adapter. A trial whose run ended before it was hit begins again.
 """
 
 from __future__ import annotations
@@ -10,43 +11,48 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import signal
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tests.soak.harness import SPECS, STOPPED, counted, ended, go, launch, points, references, result, soak, whole
+from tests.soak.harness import STOPPED, alike, done, ended, launch, passed, references, result, soak, whole
+from tests.soak.points import counted, die, points
+from tests.soak.specs import SPECS, go, interval
 from weitiao import cli
 from weitiao.errors import Interrupted
 from weitiao.models import tiny
 from weitiao.runs import Run, is_run
 from weitiao.train import checkpoint
 
-CLI = len(SPECS)  # the number of the run through the command line
-ATTEMPTS = 6
-KINDS = ("time", "time", "point", "time", "term", "time", "point", "term", "time", "term")
+Work = Callable[[Path], dict[str, Any]]
+ATTEMPTS = 6  # launches that one run may take
+KINDS = ("time", "point", "term", "time", "time", "point", "term", "time", "time", "point", "term", "time", "time")
+LOSES = (-signal.SIGKILL, -signal.SIGTERM, STOPPED)  # ends after which a run is gone on with
 
 
 def prepare(folder: Path, specs: list[dict[str, Any]] = SPECS, line: bool = True) -> dict[str, Any]:
-    """Uninterrupted results, and how many points each run passes."""
-    prepared: dict[str, Any] = {"references": references(folder, specs), "points": [], "specs": specs}
-    for number, spec in enumerate(specs):
-        own = folder / f"points-{number}"
-        own.mkdir()
-        work = launch(lambda spec=spec, own=own: {"points": counted(lambda: go(spec, own / "run"))}, own)
-        assert ended(work) == 0
-        prepared["points"].append(result(own)["points"])
+    """Uninterrupted results, and the points that each run passes; the last run goes through the command line."""
+    specs, found = references(folder, specs)
+    runs: list[Work] = [partial(go, spec, resume=True) for spec in specs]
+    prepared: dict[str, Any] = {"references": found, "most": [*map(interval, specs)], "runs": runs}
     if line:
         tiny.make("llama", folder / "base")
         rows = ({"prompt": f"问题{n}", "answer": f"回答{n}，好的"} for n in range(12))
         (folder / "rows.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-        own = folder / "line"
-        own.mkdir()
-        started = time.monotonic()
-        assert ended(launch(lambda: by_line(folder, own / "run"), own)) == 0, (own / "errors").read_text()
-        prepared["references"].append(result(own) | {"seconds": time.monotonic() - started})
-    return prepared | {"folder": folder}
+        runs.append(partial(by_line, folder))
+        runs[-1](folder / "warm-line")
+        prepared["references"].append(done(lambda: by_line(folder, folder / "line" / "run"), folder / "line"))
+        prepared["most"].append(1)
+    prepared["points"] = [
+        done(lambda run=run, own=own: counted(lambda: run(own / "run")), own)
+        for run, own in ((run, folder / f"points-{number}") for number, run in enumerate(runs))
+    ]
+    return prepared
 
 
 def by_line(folder: Path, run: Path) -> dict[str, Any]:
@@ -60,62 +66,53 @@ def by_line(folder: Path, run: Path) -> dict[str, Any]:
     adapter = (run / "adapter" / "adapter_model.safetensors").read_bytes()
     assert (run / "report.md").is_file()
     steps = [line["loss"] for line in Run(run).metrics() if "loss" in line]
-    return {"losses": steps, "weights": hashlib.sha256(adapter).hexdigest()}
+    return {"losses": steps, "weights": hashlib.sha256(adapter).hexdigest(), "seconds": time.thread_time()}
 
 
-def trial(seed: int, folder: Path, prepared: dict[str, Any]) -> dict[str, Any]:
+def trial(n: int, draw: random.Random, folder: Path, prepared: dict[str, Any]) -> dict[str, Any]:
     """Hit one run once or twice, go on until it ends, compare."""
-    draw, kind = random.Random(seed), KINDS[seed % len(KINDS)]
-    through_line = seed % 12 == 11 and len(prepared["references"]) > len(prepared["specs"]) and kind != "point"
-    number = len(prepared["specs"]) if through_line else draw.randrange(len(prepared["specs"]))
-    wanted, run = prepared["references"][number], folder / "run"
-
-    def work(hit: int | None = None) -> dict[str, Any]:
-        if through_line:
-            return by_line(prepared["folder"], run)
-        if hit is None:
-            return go(prepared["specs"][number], run, resume=True)
-        with points(lambda at, where, path: strike(path, draw) if at == hit else None):
-            return go(prepared["specs"][number], run, resume=True)
-
-    hits, lost, signs = draw.choice((1, 1, 1, 2)), 0, []
-    for _attempt in range(ATTEMPTS):
-        aimed = draw.randrange(len(prepared["points"][number])) if kind == "point" and hits else None
-        pid = launch(lambda aimed=aimed: work(aimed), folder)
-        if hits and kind != "point":
-            time.sleep(draw.uniform(0.0, wanted["seconds"]))
-            os.kill(pid, signal.SIGTERM if kind == "term" else signal.SIGKILL)  # not reaped yet, so the pid is its own
-        code, hits = ended(pid), max(0, hits - 1)
-        signs.append(code)
+    kind, number = KINDS[n % len(KINDS)], draw.randrange(len(prepared["runs"]))
+    wanted, run, work = prepared["references"][number], folder / "run", prepared["runs"][number]
+    line: dict[str, Any] = {"kind": kind, "spec": number, "codes": [], "where": [], "lost": 0}
+    hits = draw.choice((1, 1, 1, 2))
+    while len(line["codes"]) < ATTEMPTS:
+        places = prepared["points"][number]
+        pid, where = struck(kind if hits else "", partial(work, run), folder, wanted["seconds"], places, draw)
+        code = ended(pid)
+        if code == 0 and not line["codes"]:
+            shutil.rmtree(run)  # the run was quicker than the hit
+            continue
+        line["codes"].append(code)
         if code == 0:
             break
-        if code not in (-signal.SIGKILL, -signal.SIGTERM, STOPPED):
-            return {"ok": False, "kind": kind, "spec": number, "why": (folder / "errors").read_text()[-500:]}
-        lost = max(lost, steps_lost(run))
-    found = result(folder)
-    same = {key: found[key] == wanted[key] for key in ("losses", "weights")}
-    most = interval(prepared["specs"][number]) if not through_line else 1
-    return {
-        "ok": all(same.values()) and lost <= most,
-        "kind": kind,
-        "spec": number,
-        "codes": signs,
-        "lost": lost,
-        **same,
-    }
+        if code not in LOSES:
+            return line | {"ok": False, "why": (folder / "errors").read_text()[-500:]}
+        hits -= 1
+        line["where"].append(where)
+        line["lost"] = max(line["lost"], steps_lost(run))
+    same = alike(result(folder), wanted)
+    return line | {"ok": same and line["lost"] <= prepared["most"][number], "same": same}
 
 
-def strike(path: Path | None, draw: random.Random) -> None:
-    """kill -9 of this process; a file that is being written is cut first, as if it had been half written."""
-    if path is not None:
-        os.truncate(path, draw.randrange(path.stat().st_size + 1))
-    os.kill(os.getpid(), signal.SIGKILL)
+def struck(
+    kind: str, work: Callable[[], Any], folder: Path, seconds: float, places: list[str], draw: random.Random
+) -> tuple[int, Any]:
+    """A child that does ``work``, and is or will be hit as ``kind`` says; its pid, and where."""
+    if kind == "point":
+        at = draw.randrange(len(places))
 
+        def aimed() -> Any:
+            with points(lambda number, where, half: die(half, draw) if number == at else None):
+                return work()
 
-def interval(spec: dict[str, Any]) -> int:
-    """Steps between two saves: 14 rows, 4 a step, so that an epoch has 4 (packed: about 5)."""
-    every = spec["options"].get("save_every", "epoch")
-    return (5 if "task" in spec else 4) if every == "epoch" else int(every)
+        return launch(aimed, folder), places[at]
+    pid = launch(work, folder)
+    if kind:
+        share = draw.random()
+        passed(pid, share * seconds)
+        os.kill(pid, signal.SIGTERM if kind == "term" else signal.SIGKILL)  # not reaped yet, so the pid is its own
+        return pid, round(share, 3)
+    return pid, None
 
 
 def steps_lost(run: Path) -> int:

@@ -55,17 +55,16 @@ def options(draw: random.Random) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def trial(seed: int, folder: Path, clean: dict[int, dict[str, Any]]) -> dict[str, Any]:
+def trial(n: int, draw: random.Random, folder: Path, clean: dict[int, dict[str, Any]]) -> dict[str, Any]:
     """A faulty run beside the clean one of its spec, or a clean one alone."""
-    draw = random.Random(seed)
-    if seed % CLEAN == 0:
+    if n % CLEAN == 0:
         rate, count = 10 ** draw.uniform(-5, -1), draw.choice((2, 6, 30, 120))
         chosen = options(draw) | {"learning_rate": rate, "batch_size": draw.choice((1, 2, 4, 8)), "save_every": "none"}
         method = draw.choice(({"name": "full"}, {"name": "lora"}, {"name": "lora", "dropout": 0.2}))
-        _, _, run = train(folder / "run", lines(count, seed), method, options=chosen)
+        _, _, run = train(folder / "run", lines(count, n), method, options=chosen)
         caught = [line["step"] for line in run.metrics() if "skipped" in line]
         return {"ok": not caught, "kind": "clean", "caught": caught, "rate": rate, "rows": count}
-    kind, spec = KINDS[seed % len(KINDS)], draw.randrange(6)
+    kind, spec = KINDS[n % len(KINDS)], draw.randrange(6)
     chosen, rows, tested = options(random.Random(spec)), lines(ROWS, 1), lines(12, 2, name="test")
     if spec not in clean:
         _, _, run = train(folder / "clean", rows, options=chosen, validation=tested)

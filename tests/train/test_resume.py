@@ -157,6 +157,22 @@ def test_a_disk_that_fills_up_leaves_nothing_behind(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == [first] and not folders.problems(first)
 
 
+def test_a_disk_too_full_to_remove_an_old_checkpoint_ends_no_run(tmp_path, monkeypatch, capsys):
+    real, refused = os.replace, []
+
+    def replace(source, target):
+        if str(target).endswith(".old.tmp") and len(refused) < 2:  # found by trial 40 of the second start of soak-disk
+            refused.append(target)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(source, target)
+
+    monkeypatch.setattr(os, "replace", replace)
+    done, _, run = train(tmp_path / "run", rows(12), options={"save_every": 1, "keep": 1, "epochs": 2})
+    assert done.steps == 6 and len(refused) == 2
+    assert [path.name for path in run.checkpoints.iterdir()] == ["step-00000006"]
+    assert "step-00000001: an old checkpoint stays" in capsys.readouterr().err
+
+
 def test_what_a_killed_save_left_is_swept(tmp_path):
     (tmp_path / "run" / "checkpoints" / ".step-00000009.1.tmp").mkdir(parents=True)
     _, _, run = train(tmp_path / "run", rows(4))

@@ -398,3 +398,21 @@ def test_a_token_goes_to_its_own_host_only(run, hub):
         assert cdn.seen and mirror.seen and {key for _, _, key in (*cdn.seen, *mirror.seen)} == {""}
         code, _, err = run("fetch", "modelscope:org/tiny", MODELSCOPE_DOMAIN=mirror.url, **keys)
         assert code == 0 and {key for _, _, key in mirror.seen} == {"", "Bearer ms"}, err
+
+
+def test_a_token_may_lie_in_the_keyring(monkeypatch):
+    from types import SimpleNamespace
+
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "MODELSCOPE_API_TOKEN", "MODELSCOPE_DOMAIN"):
+        monkeypatch.delenv(name, raising=False)
+    held = {("weitiao", "huggingface.co"): "one", ("weitiao", "www.modelscope.cn"): "two"}
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+    monkeypatch.setitem(sys.modules, "keyring", SimpleNamespace(get_password=lambda *of: held.get(of)))
+    monkeypatch.setenv("HF_ENDPOINT", "https://huggingface.co")
+    found = sources.keys(("https://huggingface.co", "https://hf-mirror.com"))
+    assert found["https://huggingface.co:443"] == {"Authorization": "Bearer one"}
+    assert found["https://www.modelscope.cn:443"]["Authorization"] == "Bearer two" and len(found) == 2
+    monkeypatch.setenv("MODELSCOPE_API_TOKEN", "three")
+    assert sources.keys(())["https://www.modelscope.cn:443"]["Authorization"] == "Bearer three"
+    monkeypatch.setitem(sys.modules, "keyring", SimpleNamespace(get_password=lambda *of: 1 / 0))
+    assert sources.keys(()).keys() == {"https://www.modelscope.cn:443"}, "a keyring that fails holds nothing"

@@ -25,7 +25,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from weitiao.errors import RunError, t
+from weitiao.errors import RunError, say, t
 from weitiao.weights import shards
 from weitiao.weights.folders import problems, seal, whole
 
@@ -169,10 +169,15 @@ def listed(folder: Path) -> list[Path]:
 
 
 def prune(folder: Path, keep: int, best_step: int | None) -> None:
-    """Remove all but the ``keep`` newest checkpoints and the best, and what a killed save left behind."""
+    """Remove all but the ``keep`` newest checkpoints and the best, and what a killed save left behind. One that cannot
+    be moved (on a full disk even a name may need room) stays, whole, until the next save."""
     for path in listed(folder)[:-keep]:
-        if path.name != f"{PREFIX}{best_step or 0:08d}":  # under its name it is whole, so that goes first
+        if path.name == f"{PREFIX}{best_step or 0:08d}":
+            continue
+        try:  # under its name it is whole, so that goes first
             os.replace(path, path.with_name(f".{path.name}.old.tmp"))
+        except OSError as error:
+            say("{path}: an old checkpoint stays, as it cannot be moved: {reason}", path=path, reason=error.strerror)
     for path in folder.glob(f".{PREFIX}*.tmp"):
         shutil.rmtree(path, ignore_errors=True)
 

@@ -115,11 +115,22 @@ def keys(bases: tuple[str, ...]) -> dict[str, dict[str, str]]:
         user, at, _ = urlsplit(base).netloc.rpartition("@")
         if at:
             found[origin(base)] = {"Authorization": "Basic " + b64encode(unquote(user).encode()).decode()}
-    if token := get_token():
+    if token := get_token() or in_keyring(endpoint()):
         found[origin(endpoint())] = {"Authorization": f"Bearer {token}"}
-    if token := os.environ.get("MODELSCOPE_API_TOKEN", "").strip():
+    if token := os.environ.get("MODELSCOPE_API_TOKEN", "").strip() or in_keyring(modelscope()):
         found[origin(modelscope())] = {"Authorization": f"Bearer {token}", "Cookie": f"m_session_id={token}"}
     return found
+
+
+def in_keyring(base: str) -> str:
+    """The token that the system's keyring holds for the host of ``base``, put there by ``keyring set weitiao HOST``;
+    nothing without that package, without a keyring, or where it stays locked."""
+    from importlib import import_module
+
+    try:
+        return import_module("keyring").get_password("weitiao", urlsplit(base).hostname) or ""
+    except Exception:  # every system's keyring has errors of its own
+        return ""
 
 
 def _repository(base: str, name: str, revision: str | None, dataset: bool, path: str = "") -> Target:
