@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test matrix check-elsewhere soak-fetch soak-files soak-secrets lint base clean FORCE soak-kill soak-rot soak-disk soak-nan
+.PHONY: help setup demo test matrix check-elsewhere soak-fetch soak-files soak-secrets lint base plan-grid clean FORCE soak-kill soak-rot soak-disk soak-nan
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z -]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,6 +47,10 @@ lint: setup ## ruff and pyright
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+
+plan-grid: setup ## the plan against fresh processes on 168 cells (an hour; goes on where it was)
+	$(BIN)/python bench/plan/grid.py runs/plan-grid
+	$(BIN)/python bench/plan/grid.py --table runs/plan-grid
 
 base: $(VENV)/.runtime ## make the embedded base model again, into the package (about an hour on two cores)
 	$(BIN)/weitiao train recipes/tiny-zh-base.yaml
