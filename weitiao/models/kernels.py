@@ -26,6 +26,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from weitiao.errors import say, t
 from weitiao.machine.speed import cache_folder
@@ -109,10 +110,17 @@ def _typed(name: str, first: Tensor, stream: Tensor, *arguments: Any) -> None:
 
 def run(name: str, *arguments: Any) -> int:
     """Call the compiled function of that name; tensors, and None in the place of one, go as pointers."""
+    if traced():
+        return 0
     function = getattr(compiled(), name)
     if function.argtypes is None:
         function.argtypes = [KINDS.get(type(argument), ctypes.c_void_p) for argument in arguments]
     return function(*[argument.data_ptr() if isinstance(argument, Tensor) else argument for argument in arguments])
+
+
+def traced() -> bool:
+    """Whether a pass is only gone through (``plan.trace``), with tensors that have no numbers."""
+    return getattr(_get_current_dispatch_mode(), "hollow", False)
 
 
 def serves(products: torch.dtype, stream: torch.dtype) -> bool:

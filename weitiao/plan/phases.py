@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from weitiao.methods.base import Method
 from weitiao.methods.expand import Expand
 from weitiao.models import kernels
 from weitiao.models.shape import Shape
-from weitiao.plan import activations, speed
+from weitiao.plan import activations, speed, trace
 from weitiao.plan.activations import Tape
 from weitiao.plan.speed import trained_linears
 from weitiao.train.checkpoint import SHARD_BYTES
@@ -37,7 +37,7 @@ from weitiao.train.tasks import Task
 from weitiao.train.trunk import SHARE
 
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-IMPORT_BYTES = 430 << 20  # torch, transformers, peft and the model's class, imported: measured resident size
+LATER_BYTES = 36 << 20  # libraries' code and tables that are touched first in training: measured resident size
 GPU_CONTEXT_BYTES = 600 << 20  # CUDA's context and libraries, which torch does not count
 GPU_HOST_BYTES = 1500 << 20  # what they take in the host's memory
 BESIDE_BYTES = 1 << 20  # what a checkpoint holds beside tensors
@@ -128,7 +128,7 @@ def facts(dtype: str, folder: str | Path = ".") -> Facts:
     device = machine.device()
     held = resident_bytes()
     return Facts(
-        base_bytes=max(held, IMPORT_BYTES),
+        base_bytes=held + LATER_BYTES,
         available_bytes=machine.memory().available_bytes + held,
         free_disk_bytes=machine.disk(folder).free_bytes,
         gflops=machine.gemm_gflops(dtype),
@@ -207,24 +207,31 @@ def plan(
     validation: Sequence[Example] = (),
     file_bytes: int = 0,
     saved_bytes: int = 0,
+    quantize: str = "none",
 ) -> Plan:
     """What the run of ``options`` over ``train`` will need; the steps are those that the training loop will take.
 
     ``dtype`` is what frozen weights are held and computed in; ``file_bytes`` the size of the weights' files (0 for a
-    new model), which are mapped while they are loaded; ``saved_bytes`` what quantisation takes off the weights.
+    new model), which are mapped while they are loaded; ``saved_bytes`` what quantisation (``quantize``) takes off the
+    weights.
     """
     on_cpu = facts.device == "cpu"
     fused = on_cpu and options.engine == "auto" and kernels.compiled() is not None
-    tape = activations.tape(shape, method, dtype, fused)
+    tape = activations.tape(shape, method, dtype, fused, options.memory)
     course = Course(train, task, options, tape.padded, shares(options, method, frozen_blocks(shape, method, tape)))
     held = Held.of(shape, method, dtype, options, saved_bytes)
     disk = disk_bytes(shape, method, options, held, dtype)
     trunk = trunk_blocks(shape, method, options, course, facts.free_disk_bytes - disk, tape)
 
+    gone_through = trace.Worst(shape, method, task, options, course, dtype, quantize, tape)
+
     def walked(again: int) -> tuple[speed.Cost, Steps, dict[str, int]]:
         """All steps where so many blocks compute their activations twice, and what is held beside these."""
         cost = speed.Cost.of(shape, method, tape, facts, again / max(tape.blocks, 1), options.optimizer)
         steps = walk(course, tape, held, cost, again, trunk / shape.layers)
+        if on_cpu and (lives := gone_through.peak_bytes(steps.worst, again)) is not None:
+            paged = held.gradients + held.window if held.paged else 0
+            steps = replace(steps, peak_bytes=max(lives, paged))
         code = activations.kernel_bytes(shape, method, tape, steps.sizes) if on_cpu else 0
         return cost, steps, {"weights": held.weights, "optimizer": held.moments - held.paged, "kernels": code}
 

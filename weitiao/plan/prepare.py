@@ -92,6 +92,7 @@ def prepare(recipe: Sections, generators: Generators, tokenizer_folder: Path) ->
         validation=validation,
         file_bytes=0 if base is None or new else inspect.weight_bytes(base),
         saved_bytes=saved_by_quantization(shape, model, training, phases.ITEM_BYTES[dtype]),
+        quantize=model.quantize,
     )
     return Prepared(model, tokenizer, renderer, rows, validation, tools, plan, training, head)
 
