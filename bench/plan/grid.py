@@ -1,18 +1,24 @@
-"""Plan against fact on every cell of the grid: `python bench/plan/grid.py FOLDER [CELLS]`, and `... --table FOLDER`.
+"""Plan against fact on every cell of the grid.
+
+    python bench/plan/grid.py FOLDER [CELLS [SECONDS]]
+    python bench/plan/grid.py --table FOLDER
 
 A cell is a training run in a fresh process: base from a folder, plan, rehearsal, two steps, checkpoint, result. Its
 truth is the highest resident size that the kernel saw of that process (VmHWM). Each result is a line of
-FOLDER/cells.jsonl; cells that are there already are not run again. CELLS is a range such as 0:40.
+FOLDER/cells.jsonl; cells that are there already are not run again. CELLS is a range such as 0:40; after SECONDS no
+other cell is begun.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -114,8 +120,9 @@ def main(words: list[str]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         start, _, end = (words[1] if len(words) > 1 else ":").partition(":")
         known = {line["name"] for line in lines(folder)}
+        until = time.monotonic() + (float(words[2]) if len(words) > 2 else math.inf)
         for cell in everything[int(start or 0) : int(end or len(everything))]:
-            if cell.name not in known:
+            if cell.name not in known and time.monotonic() < until:
                 line = {"name": cell.name, "cell": asdict(cell), **measure(cell, folder)}
                 with (folder / "cells.jsonl").open("a", encoding="utf-8") as file:
                     file.write(json.dumps(line) + "\n")

@@ -25,6 +25,7 @@ from weitiao.train.memory import lean
 
 FLOAT_BYTES = 4
 HEAP_SHARE = 0.15  # where freed memory is kept: measured
+NEW_SIZES = 0.4  # of an expert's numbers of tokens are not met before: measured
 KERNELS, KERNEL_BYTES = 1024, 570_000  # oneDNN's cache and the size of one entry, measured
 
 
@@ -107,9 +108,10 @@ def heap_share(lean: bool) -> float:
     return 0.0 if lean or sys.platform != "linux" else HEAP_SHARE
 
 
-def kernel_bytes(shape: Shape, method: Method, tape: Tape, lengths: int) -> int:
+def kernel_bytes(shape: Shape, method: Method, tape: Tape, lengths: int, batches: int) -> int:
     """What oneDNN keeps for bfloat16: it compiles a kernel for every product of a new size (``lengths`` of them) and
-    keeps up to KERNELS. Where padding is not computed the products are our own."""
+    keeps up to KERNELS. Each expert gets another number of tokens in every one of so many ``batches``. Where padding is
+    not computed the products are our own."""
     if tape.item_bytes == FLOAT_BYTES or not tape.padded:
         return 0
     kinds = {(linear.inputs, linear.outputs) for linear in shape.linears}
@@ -118,7 +120,9 @@ def kernel_bytes(shape: Shape, method: Method, tape: Tape, lengths: int) -> int:
         products += 3 * (len({inputs for inputs, _ in kinds}) + len({outputs for _, outputs in kinds}))
     elif method.base_names(shape):
         products += len(kinds)
-    return KERNEL_BYTES * min(KERNELS, products * lengths)
+    stacks = {stack.name.rpartition(".")[2]: stack.count for stack in shape.experts}
+    sent = batches * sum(stacks.values()) * (shape.layers + 2 * tape.blocks)
+    return int(KERNEL_BYTES * min(KERNELS, products * lengths + NEW_SIZES * sent))
 
 
 def kept_blocks(shape: Shape, method: Method) -> int:

@@ -193,6 +193,7 @@ class Steps:
     peak_bytes: int
     seconds: float
     sizes: int  # different numbers of tokens that are computed at once
+    batches: int  # that are computed at once
 
 
 def plan(
@@ -232,7 +233,7 @@ def plan(
         if on_cpu and (lives := gone_through.peak_bytes(steps.worst, again)) is not None:
             paged = held.gradients + held.window if held.paged else 0
             steps = replace(steps, peak_bytes=max(lives, paged))
-        code = activations.kernel_bytes(shape, method, tape, steps.sizes) if on_cpu else 0
+        code = activations.kernel_bytes(shape, method, tape, steps.sizes, steps.batches) if on_cpu else 0
         return cost, steps, {"weights": held.weights, "optimizer": held.moments - held.paged, "kernels": code}
 
     def peak_bytes(again: int) -> int:
@@ -317,6 +318,7 @@ def walk(course: Course, tape: Tape, held: Held, cost: speed.Cost, again: int, t
     twice; ``trunk_share`` of the blocks run in the first epoch only."""
     read, worst, most, peak, seconds = 0, 1, 0, 0, 0.0
     sizes: set[int] = set()
+    micro = 0
     for step in range(1, course.total_steps + 1):
         batches = course.micro_batches(step)
         seconds += cost.optimiser_seconds
@@ -327,13 +329,14 @@ def walk(course: Course, tape: Tape, held: Held, cost: speed.Cost, again: int, t
             seconds += cost.micro_batch_seconds(tokens, length, trained, kept_share)
             read += sum(lens)
             sizes.add(tokens)
+            micro += 1
             kept = tape.kept_bytes(tokens, length, trained, again)
             # gradients take the place of activations as a backward pass goes; those of a former one are all there
             needed = held.gradients + kept if number else max(held.gradients, kept)
             needed = max(needed, held.gradients + held.window)
             if needed > peak:
                 worst, most, peak = step, tokens, needed
-    return Steps(read, worst, most, peak, seconds, len(sizes))
+    return Steps(read, worst, most, peak, seconds, len(sizes), micro)
 
 
 def computed(lengths: Sequence[int], tape: Tape) -> tuple[int, int]:

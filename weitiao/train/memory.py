@@ -63,8 +63,8 @@ def lean(wanted: str, padded: bool) -> bool:
 
 @contextmanager
 def held(lean: bool) -> Iterator[None]:
-    """While it is open, memory that is freed stays with the process, or goes back at once where it is ``lean``; then
-    all of it goes back.
+    """While it is open, memory that is freed stays with the process, or goes back at once where it is ``lean``; before
+    and behind it all of it goes back.
 
     Left alone, glibc does now the one and now the other. Other C libraries are left as they are, and so is whoever has
     set glibc's own variables.
@@ -72,6 +72,8 @@ def held(lean: bool) -> Iterator[None]:
     library: Any = ctypes.CDLL(None) if sys.platform == "linux" else None
     chosen = any(name.startswith("MALLOC_") for name in os.environ)
     known = hasattr(library, "mallopt") and hasattr(library, "malloc_trim") and not chosen
+    if known:
+        library.malloc_trim(0)  # what loading has left behind
     for name, value in (LEAN if lean else KEPT).items() if known else ():
         library.mallopt(name, value)
     try:
