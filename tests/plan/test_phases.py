@@ -181,7 +181,7 @@ def test_a_budget_recomputes_as_few_blocks_as_will_do():
         return plan(found, METHODS["full"](), TaskOptions().build(), given, rows, facts=FACTS)
 
     most, least = (made(memory=memory).host_peak_bytes for memory in ("fast", "low"))
-    plans = [made(memory=f"{bytes_ / 2**20:.4f}MiB") for bytes_ in np.linspace(most + 1024, least + 1024, 30)]
+    plans = [made(memory=f"{bytes_ / 2**20:.4f}MiB") for bytes_ in np.linspace(most + 1024, least + 1024, 12)]
     counts = [one.recomputed_blocks for one in plans]
     assert counts == sorted(counts) and set(counts) == {0, 2, 3, 4}  # one alone would save nothing
     for fewer, more in itertools.pairwise(plans):
