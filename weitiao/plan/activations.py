@@ -115,11 +115,8 @@ def kernel_bytes(shape: Shape, method: Method, tape: Tape, lengths: int, batches
     if tape.item_bytes == FLOAT_BYTES or not tape.padded:
         return 0
     kinds = {(linear.inputs, linear.outputs) for linear in shape.linears}
-    products = 2 * len(kinds)
-    if method.adds:
-        products += 3 * (len({inputs for inputs, _ in kinds}) + len({outputs for _, outputs in kinds}))
-    elif method.base_names(shape):
-        products += len(kinds)
+    adapted = 3 * (len({inputs for inputs, _ in kinds}) + len({outputs for _, outputs in kinds}))
+    products = 2 * len(kinds) + (adapted if getattr(method, "rank", 0) else len(kinds))
     stacks = {stack.name.rpartition(".")[2]: stack.count for stack in shape.experts}
     sent = batches * sum(stacks.values()) * (shape.layers + 2 * tape.blocks)
     return int(KERNEL_BYTES * min(KERNELS, products * lengths + NEW_SIZES * sent))
