@@ -22,7 +22,7 @@ from weitiao.train.loop import Trainer
 from weitiao.train.options import TrainOptions
 from weitiao.train.tasks import TaskOptions
 
-SIZES = {"hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 6, "vocab_size": 4096}
+SIZES: dict[str, Any] = {"hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 6, "vocab_size": 4096}
 SIZES |= {"num_attention_heads": 4, "num_key_value_heads": 1, "head_dim": 64}
 CASES = {"llama": torch.bfloat16, "gemma": torch.float32}  # in one piece, by transformers' modules
 ROWS, LENGTH, STEPS, TURNS = 8, 256, 4, 3
@@ -55,7 +55,7 @@ torch.set_num_threads(1)
 for family, dtype in CASES.items():
     state = trainer(family, dtype)
     seconds: dict[str, list[float]] = {"kept": [], "given back": []}
-    grown = {name: 0 for name in seconds}
+    grown = dict.fromkeys(seconds, 0)
     number = 0
     for turn in range(TURNS):
         for name, sizes in (("kept", memory.KEPT), ("given back", memory.LEAN)):
