@@ -19,7 +19,7 @@ from weitiao.errors import InputError
 from weitiao.methods import METHODS
 from weitiao.methods.base import trainable
 from weitiao.models import shape, tiny
-from weitiao.plan import report
+from weitiao.plan import report, trace
 from weitiao.plan.phases import Facts, Plan, plan, recomputes, trained_tensors
 from weitiao.runs import Run
 from weitiao.train import memory
@@ -113,10 +113,11 @@ def test_a_million_epochs_are_planned_from_the_first(padded: bool, monkeypatch: 
         monkeypatch.setattr("weitiao.models.kernels.compiled", lambda: None)
     options: dict[str, Any] = {"batch_size": 8, "micro_batch_tokens": 200}
     whole = planned(rows=rows, epochs=40, **options)
-    assert seen == list(range(1, 201))
+    assert seen[:200] == list(range(1, 201))
+    seen.clear()  # the worst of them is gone through once more
     monkeypatch.setattr("weitiao.plan.steps.WALKED", 830)
     some = planned(rows=rows, epochs=40, **options)
-    assert seen[200:] == list(range(1, 101)), "whole epochs"
+    assert seen[:100] == list(range(1, 101)) and len(seen) < 105, "whole epochs"
     assert some.steps == whole.steps == 200 and some.tokens == whole.tokens
     assert some.total_seconds == pytest.approx(whole.total_seconds, rel=0.03)
     assert some.host_peak_bytes == pytest.approx(whole.host_peak_bytes, rel=0.01)
@@ -201,8 +202,18 @@ def test_recomputation_is_decided_as_the_loop_decides_it(more: int, monkeypatch:
     assert ours == memory.recomputes("auto", model, 4096) == (more < 0)
 
 
-def test_a_budget_recomputes_as_few_blocks_as_will_do():
+def test_a_budget_recomputes_as_few_blocks_as_will_do(monkeypatch: pytest.MonkeyPatch):
     """Of four blocks; the budgets lie between what the plan says of each number, whose peaks fall as it grows."""
+    known: dict[Any, trace.Traced] = {}
+    step = trace.step
+
+    def once(*given: Any) -> trace.Traced:
+        key = tuple(len(row) for batch in given[4] for row in batch), given[-1]
+        if key not in known:
+            known[key] = step(*given)
+        return known[key]
+
+    monkeypatch.setattr(trace, "step", once)
     rows, found = examples(40, 400), shape.read(tiny.make("llama", num_hidden_layers=4).config)
 
     def made(**options: object) -> Plan:
@@ -210,7 +221,7 @@ def test_a_budget_recomputes_as_few_blocks_as_will_do():
         return plan(found, METHODS["full"](), TaskOptions().build(), given, rows, facts=FACTS)
 
     most, least = (made(memory=memory).host_peak_bytes for memory in ("fast", "low"))
-    plans = [made(memory=f"{bytes_ / 2**20:.4f}MiB") for bytes_ in np.linspace(most + 1024, least + 1024, 30)]
+    plans = [made(memory=f"{bytes_ / 2**20:.4f}MiB") for bytes_ in np.linspace(most + 1024, least + 1024, 12)]
     counts = [one.recomputed_blocks for one in plans]
     assert counts == sorted(counts) and set(counts) == {0, 2, 3, 4}  # one alone would save nothing
     for fewer, more in itertools.pairwise(plans):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -68,7 +69,7 @@ class Expand(Method):
                     setattr(module, name, place)  # the cache keeps a place for each
             layers.append(layer)
         setattr(modules.inner(model).get_submodule(holder), blocks, nn.ModuleList(layers))
-        _lengthen(model.config, [source for source, _ in order])
+        lengthen(model.config, [source for source, _ in order])
         block = before.blocks[0].rpartition(".")[0]
         inside = tuple(f"{block}.{place}." for place in new)
         train_only(model, {name for name, _ in model.named_parameters() if name.startswith(inside)})
@@ -108,7 +109,7 @@ def _check(shape: Shape, order: list[tuple[int, bool]]) -> None:
         message = "method.name=expand: {type} norms what its blocks add up, so that no block of it changes nothing"
         raise InputError(t(message, type=shape.model_type))
     config = shapes.read_config(json.loads(shape.configuration))
-    _lengthen(config, [source for source, _ in order])
+    lengthen(config, [source for source, _ in order])
     longer = shapes.read(config)
     for place, (source, _) in enumerate(order):
         if _tensors(longer, place) != _tensors(shape, source):
@@ -133,7 +134,7 @@ def _last(module: Any) -> list[Any]:
     return [weight for name, weight in module.named_parameters() if "down_proj" in name]
 
 
-def _lengthen(config: Any, sources: list[int]) -> None:
+def lengthen(config: Any, sources: Sequence[int]) -> None:
     """Make a configuration say as many layers as ``sources`` has, with what it says of each layer copied along."""
     former = config.num_hidden_layers
     for name, value in config.to_dict().items():

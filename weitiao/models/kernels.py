@@ -27,13 +27,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from weitiao.errors import say, t
 from weitiao.machine.speed import cache_folder
 
 SOURCE = Path(__file__).with_name("kernels.c")
-NAMES = ("attention", "bytes", "codes", "decode", "products", "vectors")
-INCLUDED = tuple(SOURCE.with_name(f"{name}.c") for name in NAMES)
+FILES = ("attention", "bytes", "codes", "decode", "products", "vectors")
+INCLUDED = tuple(SOURCE.with_name(f"{name}.c") for name in FILES)
 FLAGS = "-O3 -march=native -fopenmp -fno-math-errno -fno-trapping-math -fno-signed-zeros -shared -fPIC".split()
 if platform.machine() in ("x86_64", "AMD64"):
     FLAGS += ["-mprefer-vector-width=512"]  # compilers shy away from what older processors slowed down for
@@ -115,10 +116,17 @@ def _typed(name: str, first: Tensor, stream: Tensor, *arguments: Any) -> None:
 
 def run(name: str, *arguments: Any) -> int:
     """Call the compiled function of that name; tensors, and None in the place of one, go as pointers."""
+    if traced():
+        return 0
     function = getattr(compiled(), name)
     if function.argtypes is None:
         function.argtypes = [KINDS.get(type(argument), ctypes.c_void_p) for argument in arguments]
     return function(*[argument.data_ptr() if isinstance(argument, Tensor) else argument for argument in arguments])
+
+
+def traced() -> bool:
+    """Whether a pass is only gone through (``plan.trace``), with tensors that have no numbers."""
+    return getattr(_get_current_dispatch_mode(), "hollow", False)
 
 
 def serves(products: torch.dtype, stream: torch.dtype) -> bool:

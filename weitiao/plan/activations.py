@@ -21,9 +21,11 @@ from weitiao.models.block import without_padding
 from weitiao.models.shape import Shape
 from weitiao.plan.blocks import block_bytes, fused_bytes, square_bytes
 from weitiao.train.logps import chunk_rows
+from weitiao.train.memory import lean
 
 FLOAT_BYTES = 4
-HEAP_SHARE, ADAPTER_HEAP_SHARE, PACKED_HEAP_SHARE = 0.4, 0.9, 0.5
+HEAP_SHARE = 0.15  # where freed memory is kept: measured
+NEW_SIZES = 0.4  # of an expert's numbers of tokens are not met before: measured
 KERNELS, KERNEL_BYTES = 1024, 570_000  # oneDNN's cache and the size of one entry, measured
 
 
@@ -70,9 +72,9 @@ class Tape:
         return int(tokens * (work + 2 * self.hidden_bytes) + self.logits_bytes(trained) + self.sum_bytes)
 
 
-def tape(shape: Shape, method: Method, dtype: str, fused: bool = False) -> Tape:
+def tape(shape: Shape, method: Method, dtype: str, fused: bool = False, memory: str = "auto") -> Tape:
     """What a step of ``method`` keeps of a model of this shape computed in ``dtype``; ``fused``: known blocks in one
-    piece."""
+    piece; ``memory``: as ``train.memory`` says."""
     item = 4 if dtype == "float32" else 2
     whole = fused_bytes(shape, method, item) if fused else None
     padded = whole is None or not without_padding(getattr(torch, dtype))
@@ -89,7 +91,7 @@ def tape(shape: Shape, method: Method, dtype: str, fused: bool = False) -> Tape:
         blocks=kept_blocks(shape, method),
         hidden_bytes=shape.hidden * item,
         work_bytes=item * ((3 if whole is None else 4) * shape.intermediate + 2 * shape.hidden),
-        heap_share=heap_share(method, item, padded),
+        heap_share=heap_share(lean(memory, padded)),
         weight_copies=0 if item == FLOAT_BYTES else item * matrices,
         sum_bytes=item * sum(stack.count * stack.inputs * stack.outputs for stack in summed) // shape.layers,
         head_row_bytes=2 * shape.hidden * item + 2 * FLOAT_BYTES,
@@ -100,28 +102,24 @@ def tape(shape: Shape, method: Method, dtype: str, fused: bool = False) -> Tape:
     )
 
 
-def heap_share(method: Method, item: int, padded: bool) -> float:
+def heap_share(lean: bool) -> float:
     """Holes that glibc's heap is left with between the tensors that stay, as a share of all that blocks keep,
-    recomputed or not; measured. An adapter's many short-lived tensors leave the most, blocks in one piece the least."""
-    if sys.platform != "linux":
-        return 0.0
-    if not padded:
-        return PACKED_HEAP_SHARE
-    return (ADAPTER_HEAP_SHARE if method.adds else HEAP_SHARE) * FLOAT_BYTES / item
+    recomputed or not; none where freed memory goes back at once (``train.memory.lean``)."""
+    return 0.0 if lean or sys.platform != "linux" else HEAP_SHARE
 
 
-def kernel_bytes(shape: Shape, method: Method, tape: Tape, lengths: int) -> int:
+def kernel_bytes(shape: Shape, method: Method, tape: Tape, lengths: int, batches: int) -> int:
     """What oneDNN keeps for bfloat16: it compiles a kernel for every product of a new size (``lengths`` of them) and
-    keeps up to KERNELS. Where padding is not computed the products are our own."""
+    keeps up to KERNELS. Each expert gets another number of tokens in every one of so many ``batches``. Where padding is
+    not computed the products are our own."""
     if tape.item_bytes == FLOAT_BYTES or not tape.padded:
         return 0
     kinds = {(linear.inputs, linear.outputs) for linear in shape.linears}
-    products = 2 * len(kinds)
-    if method.adds:
-        products += 3 * (len({inputs for inputs, _ in kinds}) + len({outputs for _, outputs in kinds}))
-    elif method.base_names(shape):
-        products += len(kinds)
-    return KERNEL_BYTES * min(KERNELS, products * lengths)
+    adapted = 3 * (len({inputs for inputs, _ in kinds}) + len({outputs for _, outputs in kinds}))
+    products = 2 * len(kinds) + (adapted if getattr(method, "rank", 0) else len(kinds))
+    stacks = {stack.name.rpartition(".")[2]: stack.count for stack in shape.experts}
+    sent = batches * sum(stacks.values()) * (shape.layers + 2 * tape.blocks)
+    return int(KERNEL_BYTES * min(KERNELS, products * lengths + NEW_SIZES * sent))
 
 
 def kept_blocks(shape: Shape, method: Method) -> int:

@@ -25,7 +25,7 @@ from weitiao.methods.base import Method
 from weitiao.methods.expand import Expand
 from weitiao.models import kernels
 from weitiao.models.shape import Shape
-from weitiao.plan import activations, speed
+from weitiao.plan import activations, speed, trace
 from weitiao.plan.activations import Tape
 from weitiao.plan.speed import trained_linears
 from weitiao.plan.steps import Steps, Walk, computed, walk
@@ -39,7 +39,7 @@ from weitiao.train.tasks import Task
 from weitiao.train.trunk import SHARE
 
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-IMPORT_BYTES = 430 << 20  # torch, transformers, peft and the model's class, imported: measured resident size
+LATER_BYTES = 36 << 20  # libraries' code and tables that are touched first in training: measured resident size
 GPU_CONTEXT_BYTES = 600 << 20  # CUDA's context and libraries, which torch does not count
 NOWHERE = Room(0, 0, 0, 0)  # of a plan that was written before it was known
 GPU_HOST_BYTES = 1500 << 20  # what they take in the host's memory
@@ -132,7 +132,7 @@ def facts(dtype: str, folder: str | Path = ".") -> Facts:
     device = machine.device()
     held = resident_bytes()
     return Facts(
-        base_bytes=max(held, IMPORT_BYTES),
+        base_bytes=held + LATER_BYTES,
         available_bytes=machine.memory().available_bytes + held,
         free_disk_bytes=machine.disk(folder).free_bytes,
         gflops=machine.gemm_gflops(dtype),
@@ -199,6 +199,7 @@ class Setting:
     held: Held
     walked: Walk
     trunk: int
+    worst: trace.Worst
 
     def at(self, again: int) -> tuple[speed.Cost, Steps, dict[str, int]]:
         """All steps where ``again`` blocks compute their activations twice, and what is held beside these."""
@@ -207,7 +208,9 @@ class Setting:
         cost = speed.Cost.of(self.shape, self.method, tape, self.facts, twice, self.options.optimizer)
         steps = self.walked.steps(tape, held.gradients, held.window, cost, again, kept)
         on_cpu = self.facts.device == "cpu"
-        code = activations.kernel_bytes(self.shape, self.method, tape, steps.sizes) if on_cpu else 0
+        if on_cpu and (lives := self.worst.peak_bytes(steps.worst, again)) is not None:
+            steps = replace(steps, peak_bytes=max(lives, held.gradients + held.window if held.paged else 0))
+        code = activations.kernel_bytes(self.shape, self.method, tape, steps.sizes, steps.batches) if on_cpu else 0
         return cost, steps, {"weights": held.weights, "optimizer": held.moments - held.paged, "kernels": code}
 
     def peak_bytes(self, again: int) -> int:
@@ -237,15 +240,17 @@ def plan(
     file_bytes: int = 0,
     saved_bytes: int = 0,
     processes: int = 1,
+    quantize: str = "none",
 ) -> Plan:
     """What the run of ``options`` over ``train`` will need; the steps are those that the training loop will take.
     ``dtype`` is what frozen weights are held and computed in, ``result_dtype`` (the same if not given) what a whole
     model is saved in; ``file_bytes`` the size of the weights' files (0 for a new model), mapped while they are loaded;
-    ``saved_bytes`` what quantisation takes off the weights. Of several ``processes`` it is what each needs that holds
-    everything, and the time where all share one machine.
+    ``saved_bytes`` what quantisation (``quantize``) takes off the weights. Of several ``processes`` it is what each
+    needs that holds everything, and the time where all share one machine.
     """
     on_cpu = facts.device == "cpu"
-    tape = activations.tape(shape, method, dtype, on_cpu and options.engine == "auto" and bool(kernels.compiled()))
+    fused = on_cpu and options.engine == "auto" and kernels.compiled() is not None
+    tape = activations.tape(shape, method, dtype, fused, options.memory)
     sharing = shares(options, method, frozen_blocks(shape, method, tape))
     course = Course(train, task, options, tape.padded, sharing, processes)
     held = Held.of(shape, method, dtype, options, saved_bytes)
@@ -253,7 +258,8 @@ def plan(
     room = Room.of(course, options, bool(validation), held.gradients, held.moments, result)
     trunk = trunk_blocks(shape, method, options, course, facts.free_disk_bytes - room.needed, tape)
     room = replace(room, beside=(held.paged if on_cpu else 0) + states_bytes(course, tape, trunk))
-    setting = Setting(shape, method, options, facts, tape, held, walk(course, tape), trunk)
+    worst = trace.Worst(shape, method, task, options, course, dtype, quantize, tape)
+    setting = Setting(shape, method, options, facts, tape, held, walk(course, tape), trunk, worst)
     again = setting.again(course.micro_batch_tokens, dtype)
     cost, steps, parts = setting.at(again)
     pass_bytes, pass_seconds = validation_pass(validation, course.micro_batch_tokens, tape, cost)

@@ -96,6 +96,7 @@ def prepare(recipe: Sections, generators: Generators, tokenizer_folder: Path) ->
         file_bytes=0 if base is None or new else inspect.weight_bytes(base),
         saved_bytes=saved_by_quantization(shape, model, training, phases.ITEM_BYTES[dtype]),
         processes=ranks.launched().size,
+        quantize=model.quantize,
     )
     return Prepared(model, tokenizer, renderer, rows, validation, made.tools, plan, training, head)
 

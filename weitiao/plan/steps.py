@@ -42,6 +42,7 @@ class Steps:
     peak_bytes: int
     seconds: float
     sizes: int  # different numbers of tokens that are computed at once
+    batches: int  # that are computed at once
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,8 @@ class Walk:
         more = (self.total - self.walked) / self.walked
         seconds += more * rest_seconds + self.total * cost.optimiser_seconds
         sizes = len({batch.tokens for batch in self.batches})
-        return Steps(self.read + round(more * self.read), worst.step, worst.tokens, peak, seconds, sizes)
+        read, batches = (count + round(more * count) for count in (self.read, len(self.batches)))
+        return Steps(read, worst.step, worst.tokens, peak, seconds, sizes, batches)
 
 
 def walk(course: Course, tape: Tape) -> Walk:

@@ -2,7 +2,7 @@
 
 tokens = micro_batch_tokens("auto", longest=512)
 recompute = recomputes("auto", model, tokens)
-with kept(): ...  # steps
+with held(lean=False): ...  # steps
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from weitiao.models import modules, shape
 MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1  # names of malloc.h
 USUAL = {MMAP_THRESHOLD: 32 << 20, TRIM_THRESHOLD: 64 << 20}  # where glibc's own rule ends after large blocks
 KEPT = {MMAP_THRESHOLD: 1 << 30, TRIM_THRESHOLD: (1 << 31) - 1}  # bytes: larger blocks come from the system and go back
+LEAN = {MMAP_THRESHOLD: 128 << 10, TRIM_THRESHOLD: 128 << 10}
 AUTO_TOKENS = 2048  # a CPU's matrix products run at full speed from about a thousand rows on
 
 
@@ -52,17 +53,28 @@ def activation_bytes(model: nn.Module, batch_tokens: int) -> int:
     return 2 * widths * batch_tokens * max(compute_dtype(model).itemsize, 2)
 
 
-@contextmanager
-def kept() -> Iterator[None]:
-    """While it is open, freed memory stays with the process, where the next step finds it; then it goes back.
+def lean(wanted: str, padded: bool) -> bool:
+    """Whether freed memory goes back to the system at once. Kept, it is at hand for the next step, but small blocks
+    that stay cut it up, and a process grows to as much as twice what lives in it; returned, every page is cleared when
+    it comes again. Where blocks run in one piece that is a seventh of a small model's step, so that it is done where
+    memory is asked for; elsewhere it was not to be measured."""
+    return padded or wanted not in ("auto", "fast")
 
-    Left alone, glibc hands large blocks back to the system, which clears every page of the next ones. Other C libraries
-    are left as they are, and so is whoever has set glibc's own variables.
+
+@contextmanager
+def held(lean: bool) -> Iterator[None]:
+    """While it is open, memory that is freed stays with the process, or goes back at once where it is ``lean``; before
+    and behind it all of it goes back.
+
+    Left alone, glibc does now the one and now the other. Other C libraries are left as they are, and so is whoever has
+    set glibc's own variables.
     """
     library: Any = ctypes.CDLL(None) if sys.platform == "linux" else None
     chosen = any(name.startswith("MALLOC_") for name in os.environ)
     known = hasattr(library, "mallopt") and hasattr(library, "malloc_trim") and not chosen
-    for name, value in KEPT.items() if known else ():
+    if known:
+        library.malloc_trim(0)  # what loading has left behind
+    for name, value in (LEAN if lean else KEPT).items() if known else ():
         library.mallopt(name, value)
     try:
         yield

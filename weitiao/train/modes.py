@@ -46,11 +46,12 @@ def engine(
     model: Any, options: TrainOptions, course: Course, trunk: Kept | None = None, recomputed: int | None = None
 ) -> Iterator[None]:
     """How a micro-batch of ``course`` is computed in training: with quick dropout, known blocks in one piece, freed
-    memory at hand, and activations computed twice in the lowest ``recomputed`` of the blocks that keep any; None: in
-    all or none of them, as ``train.memory`` says."""
+    memory at hand or given back, and activations computed twice in the lowest ``recomputed`` of the blocks that keep
+    any; None: in all or none of them, as ``train.memory`` says."""
     again = memory.recomputes(options.memory, model, course.micro_batch_tokens) if recomputed is None else recomputed
     sharing = options.shared_prefixes if course.sharing else "off"
-    with memory.kept(), quick(model), fused(model, whole(options), trunk, sharing):
+    lean = memory.lean(options.memory, course.padded)
+    with memory.held(lean), quick(model), fused(model, whole(options), trunk, sharing):
         if again:
             model.activation_checkpointing_enable({"use_reentrant": False})
             kept: list[Any] = [] if recomputed is None else [*modules.blocks(model)][frozen_blocks(model) + again :]
