@@ -11,7 +11,6 @@ import pytest
 
 import weitiao
 from weitiao import cli, config
-from weitiao.data.examples import _Limit
 from weitiao.errors import chinese, t
 
 PACKAGE = Path(weitiao.__file__).parent
@@ -46,7 +45,6 @@ def messages() -> dict[str, str]:
         [config.COMMAND_LINE],
         [verb.help for verb in cli.VERBS],
         cli.HELP_WORDS,
-        [_Limit(1).reason, _Limit(1).mend],
         config._EXPECTED.values(),
         (said for _, said in config._RANGE.values()),
     )

@@ -114,8 +114,6 @@ def load(
         from weitiao.models.quantized import quantize
 
         quantize(model, options.quantize, options.double_quantization, training)
-        for parameter in model.parameters():  # a tensor that is a part of a mapped file keeps all of it in memory
-            parameter.data = parameter.data.clone()
     return model.to(torch.device(device or machine.device()))  # type: ignore[arg-type]
 
 

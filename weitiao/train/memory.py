@@ -56,8 +56,8 @@ def activation_bytes(model: nn.Module, batch_tokens: int) -> int:
 def lean(wanted: str, padded: bool) -> bool:
     """Whether freed memory goes back to the system at once. Kept, it is at hand for the next step, but small blocks
     that stay cut it up, and a process grows to as much as twice what lives in it; returned, every page is cleared when
-    it comes again. Where blocks run in one piece that is a seventh of a small model's step, so that it is done where
-    memory is asked for; elsewhere it was not to be measured."""
+    it comes again, a seventh of a small model's step. Where blocks run in one piece there are few of them, so that it
+    is done where memory is asked for; elsewhere always, since no plan could tell how far the process would grow."""
     return padded or wanted not in ("auto", "fast")
 
 
