@@ -103,6 +103,7 @@ def problem_of(record: Any, options: DataOptions, layout: str) -> str:
 
 
 def check_readable(path: Path) -> None:
+    """InputError for a folder, or for what is not there."""
     if path.is_dir():
         raise InputError(t("{path}: is a folder; name the files in it", path=path))
     if not path.exists():

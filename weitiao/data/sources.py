@@ -133,6 +133,7 @@ def refuse_bad(found: Sequence[tuple[int, int]], lines: Sequence[str], skip: boo
 
 
 def read_tools(path: str | None) -> tuple[Mapping[str, Any], ...]:
+    """The tool schemas of ``data.tools``; InputError where there are none in it."""
     if path is None:
         return ()
     check_readable(Path(path))
