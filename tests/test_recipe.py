@@ -437,3 +437,15 @@ def test_the_disk_is_planned_to_the_byte(values: dict, tmp_path: Path, method: s
     tensors = sum(path.stat().st_size for path in (tmp_path / "run").rglob("*.safetensors"))
     assert done.plan.room and tensors <= done.plan.disk_bytes <= tensors + ROOM_BYTES
     assert written <= done.plan.disk_bytes
+
+
+def test_a_folder_of_somebody_else_is_left_alone(tmp_path, rows):
+    """It holds what a run would replace, and no run."""
+    (tmp_path / "mine" / "adapter").mkdir(parents=True)
+    (tmp_path / "mine" / "adapter" / "note.txt").write_text("precious")
+    (tmp_path / "mine" / "env.json").write_text("precious")
+    recipe = Recipe.model_validate({"data": {"train": str(rows)}, "output": str(tmp_path / "mine")})
+    for overwrite in (False, True):
+        with pytest.raises(InputError, match=r"adapter, env\.json"):
+            run(recipe, overwrite=overwrite)
+    assert {path.read_text() for path in (tmp_path / "mine").rglob("*.*")} == {"precious"}

@@ -21,6 +21,7 @@ from weitiao.errors import InputError, WeitiaoError, redact, t
 from weitiao.machine import ranks
 
 GARBAGE = 100_000, 20, 20  # new objects between searches for cycles: at Python's 700 they take a second of the imports
+INTERRUPTED = 130  # what typer makes of Ctrl-C in a verb
 WAITING = {"GOMP_SPINCOUNT": "1000"}  # turns of a thread that waits for another before it sleeps: GNU's 300,000 keep a
 # core that another process could use, and the thread that is waited for may be what it keeps from running
 
@@ -115,7 +116,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         code = _dispatch(arguments)
         sys.stdout.flush()
-        return code
+        return _fail(t("interrupted"), 1) if code == INTERRUPTED else code
     except BrokenPipeError:
         # The reader has gone (`weitiao env | head -1`): nothing more to say, nor at the interpreter's own last flush.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -397,7 +397,11 @@ def _inline(value: Any) -> str:
     """One line of YAML: JSON where the plain form would be read as something else."""
     if isinstance(value, float):
         return repr(value)
-    if isinstance(value, str) and re.fullmatch(r"[A-Za-z_./][\w./-]*", value) and yaml.load(value, _Loader) == value:
+    if (
+        isinstance(value, str)
+        and re.fullmatch(r"(?!\.\.\.)[A-Za-z_./][\w./-]*", value)
+        and yaml.load(value, _Loader) == value
+    ):
         return value
     return json.dumps(value, ensure_ascii=False)
 

@@ -367,7 +367,7 @@ def train_verb(
     generators = getattr(context.obj, "generators", {})
     if dry_run:
         check(recipe, tree, generators=generators)
-        print(config.resolved(recipe, tree), end="")
+        print(json.dumps(_plain(recipe), ensure_ascii=False) if as_json else config.resolved(recipe, tree).rstrip())
         return
     result = run(
         recipe, tree=tree, generators=generators,

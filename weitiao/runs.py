@@ -29,6 +29,17 @@ from weitiao.machine.ranks import launch_name
 RECIPE = "recipe.yaml"
 LAUNCH = ".launch"  # which start of torchrun has begun the run
 METRICS = "metrics.jsonl"
+FOLDERS = ("checkpoints", "adapter", "model", "tokenizer", "merged", "trunk", "compare")
+FILES = (
+    METRICS,
+    "env.json",
+    "plan.json",
+    "predictions.jsonl",
+    "bad_rows.jsonl",
+    "loss.png",
+    "report.md",
+    "report.html",
+)
 
 
 class Run:
@@ -179,20 +190,15 @@ class Run:
         for stage in self.stages:
             if is_run(stage.path):
                 stage.clear()
-        for folder in (
-            self.checkpoints,
-            self.adapter,
-            self.model,
-            self.tokenizer,
-            self.path / "merged",
-            self.path / "trunk",
-            self.path / "compare",
-        ):
-            shutil.rmtree(folder, ignore_errors=True)
-        files = (METRICS, "env.json", "plan.json", "predictions.jsonl", "bad_rows.jsonl", "loss.png")
-        reports = ("report.md", "report.html")
-        for name in (*files, *reports, LAUNCH, RECIPE):  # without its recipe it is a run no more, so that goes last
+        for name in FOLDERS:
+            shutil.rmtree(self.path / name, ignore_errors=True)
+        for name in (*FILES, LAUNCH, RECIPE):  # without its recipe it is a run no more, so that goes last
             (self.path / name).unlink(missing_ok=True)
+
+    @property
+    def foreign(self) -> list[str]:
+        """What lies in the folder under a run's names although it holds no run: somebody else's."""
+        return [] if is_run(self.path) else [name for name in (*FOLDERS, *FILES) if (self.path / name).exists()]
 
 
 class Watched(Run):

@@ -82,9 +82,14 @@ def _first(names: Sequence[str], keys: Container[str]) -> str | None:
 
 
 def meant(keys: Iterable[str]) -> tuple[str, str]:
-    """The keys that may be meant for question and answer, being right but for their case; "..." where none is."""
+    """The keys that may be meant for question and answer: those that are right but for their case, or the only two;
+    "..." where none is."""
+    keys = list(keys)
     names = ([key for key in keys if str(key).strip().lower() in known] for known in (PROMPT_NAMES, ANSWER_NAMES))
     question, answer = (found[0] if found else "..." for found in names)
+    if len(keys) == 2 and (question == "...") != (answer == "..."):
+        other = next(key for key in keys if key not in (question, answer))
+        return (other, answer) if question == "..." else (question, other)
     return question, answer
 
 

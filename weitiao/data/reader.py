@@ -151,7 +151,7 @@ def _layout(path: Path, format: str, options: DataOptions, first: Sequence[Any])
             message = "{path}: one object, whose key {key} holds a list; a file of rows is that list alone"
             raise InputError(t(message, path=path, key=inside[0]))
         keys = ", ".join(map(str, keyed[0])) or t("none")
-        example = "data.columns={{prompt: {}, answer: {}}}".format(*meant(keyed[0]))
+        example = "'data.columns={{prompt: {}, answer: {}}}'".format(*meant(keyed[0]))
         raise InputError(
             t(
                 "{path}: cannot tell what its rows are from the keys {keys}; say so with {example}",

@@ -80,13 +80,6 @@ def demo(
     database = Database.build(seed)
     parts = {part: _draw(database, part, count, seed) for part in database.parts}
     files = write_data(output / "data", database, parts, seed)
-    _heading(2, t("the base as it is: zero-shot, then with {shots} example dialogues", shots=SHOTS))
-    measured = Measured(database, parts)
-    base = open_model(RECIPE["model"]["path"])
-    systems = {"base_zero_shot": measured(base), "base_few_shot": measured(base, shots=_shots(parts["train"]))}
-    systems["rule_parser"] = measured.parser()
-    del base
-    _heading(3, t("plan, then tuning with LoRA"))
     values = RECIPE | {
         "data": RECIPE["data"] | files,
         "output": str(output),
@@ -95,6 +88,15 @@ def demo(
     recipe, former = Recipe.model_validate(values), Run(output)
     there = is_run(output)
     resume = there and not former.finished and former.recipe() == recipe.model_dump(mode="json")
+    if resume:
+        say("the base is measured again, then tuning goes on where it was stopped")
+    _heading(2, t("the base as it is: zero-shot, then with {shots} example dialogues", shots=SHOTS))
+    measured = Measured(database, parts)
+    base = open_model(RECIPE["model"]["path"])
+    systems = {"base_zero_shot": measured(base), "base_few_shot": measured(base, shots=_shots(parts["train"]))}
+    systems["rule_parser"] = measured.parser()
+    del base
+    _heading(3, t("plan, then tuning with LoRA"))
     try:
         result = run(recipe, evaluators={"dialogue": measured.watch}, overwrite=there and not resume, resume=resume)
     except Interrupted:

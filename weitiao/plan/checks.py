@@ -23,7 +23,7 @@ from weitiao.evaluate.tasks import LABEL_MEASURES, EvaluateOptions
 from weitiao.methods.base import Method
 from weitiao.methods.lora import IN_CODES
 from weitiao.models.load import ModelOptions
-from weitiao.runs import command, held, is_run
+from weitiao.runs import Run, command, held, is_run
 from weitiao.train.options import TrainOptions
 from weitiao.train.tasks import TaskOptions
 
@@ -59,6 +59,9 @@ def unwritable(output: Path, base: str) -> str:
         return t("cannot be written: {path} is a file", path=place)
     if not os.access(place, os.W_OK):  # a read-only file system, too
         return t("cannot be written: {path}: {reason}", path=place, reason=os.strerror(errno.EACCES))
+    if foreign := Run(output).foreign:
+        message = "holds no run, but what a run would replace: {names}; name another folder"
+        return t(message, names=", ".join(foreign))
     return ""
 
 

@@ -64,7 +64,12 @@ def resolve(name: str | Path, revision: str | None = None) -> Path:
         return embedded()
     link = str(name).startswith(("https://", "http://", "modelscope:"))
     if not link and (not sources.REPOSITORY.fullmatch(str(name)) or path.exists()):
-        raise InputError(t("{name}: no such folder, and no name of a hub repository", name=name))
+        raise InputError(
+            t(
+                "{name}: no such model: neither a folder nor a name on a hub; without model.path it is weitiao-tiny-zh",
+                name=name,
+            )
+        )
     try:
         return fetch(str(name), revision).folder
     except _Nowhere as error:
