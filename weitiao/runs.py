@@ -30,16 +30,10 @@ RECIPE = "recipe.yaml"
 LAUNCH = ".launch"  # which start of torchrun has begun the run
 METRICS = "metrics.jsonl"
 FOLDERS = ("checkpoints", "adapter", "model", "tokenizer", "merged", "trunk", "compare")
-FILES = (
-    METRICS,
-    "env.json",
-    "plan.json",
-    "predictions.jsonl",
-    "bad_rows.jsonl",
-    "loss.png",
-    "report.md",
-    "report.html",
-)
+REPORTS = ("report.md", "report.html", "loss.png", "predictions.jsonl")
+FILES = (METRICS, "env.json", "plan.json", "bad_rows.jsonl", *REPORTS)
+FULL = (errno.ENOSPC, errno.EDQUOT)
+FOLDER_BYTES = 4096  # a block of most file systems, which an empty folder takes
 
 
 class Run:
@@ -66,12 +60,14 @@ class Run:
         return run
 
     def make(self) -> None:
-        """Make the folder if it is not there; InputError if it cannot be."""
+        """Make the folder if it is not there; InputError if it cannot be, RunError if the disk is full."""
         if self.path.exists() and not self.path.is_dir():
             raise InputError(t("{path}: is a file, not a folder for a run", path=self.path))
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
+            if error.errno in FULL:
+                raise disk_error(error, self.path, FOLDER_BYTES) from None
             raise InputError(t("{path}: cannot be made: {reason}", path=self.path, reason=error.strerror)) from None
 
     def write_recipe(self, recipe: Mapping[str, Any]) -> None:
@@ -262,7 +258,7 @@ def write_atomic(path: str | Path, content: bytes | str) -> None:
 
 def disk_error(error: OSError, path: Path, needed_bytes: int) -> RunError:
     """The RunError of a failed write: a full disk is named with what is needed and what is free."""
-    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+    if error.errno not in FULL:
         return RunError(t("{path}: cannot be written: {reason}", path=path, reason=error.strerror or error))
     free_bytes = shutil.disk_usage(existing(path)).free
     message = "{path}: the disk is full: {needed} bytes needed, {free} bytes free"

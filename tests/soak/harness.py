@@ -34,7 +34,7 @@ from weitiao.errors import Interrupted
 from weitiao.runs import Run
 from weitiao.train import checkpoint
 
-SEEDS = {"kill": 2, "rot": 2, "disk": 3, "nan": 2, "trainer": 2}  # one more at each start
+SEEDS = {"kill": 2, "rot": 2, "disk": 4, "nan": 2, "trainer": 2}  # one more at each start
 RESULTS = Path("runs/soak")
 SCRATCH = "/dev/shm" if Path("/dev/shm").is_dir() else None
 STOPPED = 3  # exit code of a child that was asked to stop and did
@@ -196,6 +196,8 @@ def attempted(trial: Trial, n: int, draw: random.Random, folder: Path, prepared:
     """What a trial gives, or the error that it ended with."""
     try:
         return trial(n, draw, folder, prepared)
+    except Interrupted:  # the soak itself is to stop, which is no result
+        raise
     except Exception as error:
         return {"ok": False, "kind": "error", "why": f"{type(error).__name__}: {error}"}
 

@@ -173,6 +173,15 @@ def test_a_disk_too_full_to_remove_an_old_checkpoint_ends_no_run(tmp_path, monke
     assert "step-00000001: an old checkpoint stays" in capsys.readouterr().err
 
 
+def test_a_disk_too_full_for_the_runs_folder_is_said_with_the_bytes(tmp_path, monkeypatch):
+    def mkdir(*args, **options):  # found by trial 130 of the third start of soak-disk
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "mkdir", mkdir)
+    with pytest.raises(RunError, match=r"the disk is full: 4096 bytes needed, \d+ bytes free"):
+        train(tmp_path / "run", rows(4))
+
+
 def test_what_a_killed_save_left_is_swept(tmp_path):
     (tmp_path / "run" / "checkpoints" / ".step-00000009.1.tmp").mkdir(parents=True)
     _, _, run = train(tmp_path / "run", rows(4))
