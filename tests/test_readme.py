@@ -101,7 +101,7 @@ def test_verbs_and_targets_that_it_names_exist(page: Path):
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M))
     for block in blocks(page):
         assert block.tag in ("", "no-run", "fails")
-        for line in block.text.splitlines() if block.language in ("bash", "sh") else []:
+        for line in block.text.replace("\\\n", " ").splitlines() if block.language in ("bash", "sh") else []:
             words = shlex.split(line, comments=True) if re.match(r"\S*(weitiao|make)\s", line) else []
             if words and Path(words[0]).name == "weitiao":
                 assert {" ".join(words[1:2]), " ".join(words[1:3])} & verbs, line

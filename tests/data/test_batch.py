@@ -160,7 +160,7 @@ def test_packing_draws_its_order_from_seed_and_epoch():
 def test_a_bound_that_binds_nothing_cuts_as_none_and_as_the_best_of_all_cuts(lengths, padded):
     bound = len(lengths) * padded_length(max(lengths))
     (step,) = plan_epoch(lengths, len(lengths), bound, 0, 0, padded=padded)
-    assert [step] == plan_epoch(lengths, len(lengths), None, 0, 0, padded=padded)
+    assert [step] == list(plan_epoch(lengths, len(lengths), None, 0, 0, padded=padded))
     sizes = sorted((padded_length(length) for length in lengths), reverse=True)
     least = [0]  # cost of the first rows, by every cut there is
     for end in range(1, len(sizes) + 1):
@@ -173,5 +173,5 @@ def test_the_work_of_a_huge_batch_grows_with_its_rows_alone(monkeypatch):
     lengths, looked = np.random.default_rng(0).integers(20, 200, 5_000).tolist(), []
     monkeypatch.setattr(batch, "padded_length", lambda length: looked.append(length) or padded_length(length))
     for padded in (True, False):
-        plan_epoch(lengths, 1 << 40, 1 << 40, 0, 0, padded=padded)
+        list(plan_epoch(lengths, 1 << 40, 1 << 40, 0, 0, padded=padded))
     assert len(looked) < 2 * len(lengths)  # every row beside every other would be twelve million

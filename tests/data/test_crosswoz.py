@@ -293,7 +293,7 @@ def test_every_bad_line_is_named(tmp_path: Path):
     path = tmp_path / "bad.jsonl"
     good = json.dumps(SEGMENTS[0], ensure_ascii=False).encode()
     lines = [
-        b"{",
+        b"{]",
         good,
         b"[1]",
         b'{"id": "x"}',
@@ -305,7 +305,7 @@ def test_every_bad_line_is_named(tmp_path: Path):
     with pytest.raises(InputError) as caught:
         crosswoz.read(path)
     assert [problem.split(":")[1] for problem in caught.value.problems] == ["1", "3", "4", "5", "6", "7"]
-    path.write_bytes(b"{\n" * 50)
+    path.write_bytes(b"{]\n" * 50)
     with pytest.raises(InputError) as caught:
         crosswoz.read(path)
     assert len(caught.value.problems) == 21 and "30" in caught.value.problems[-1]

@@ -66,7 +66,7 @@ def resolve(name: str | Path, revision: str | None = None) -> Path:
     if not link and (not sources.REPOSITORY.fullmatch(str(name)) or path.exists()):
         raise InputError(
             t(
-                "{name}: no such model: neither a folder nor a name on a hub; without model.path it is weitiao-tiny-zh",
+                "{name}: no such folder, and no name on a hub; without model.path it is weitiao-tiny-zh",
                 name=name,
             )
         )
