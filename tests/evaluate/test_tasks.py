@@ -22,6 +22,7 @@ from weitiao.models import tiny
 from weitiao.runs import Run
 from weitiao.train.course import Course
 from weitiao.train.loop import Trainer
+from weitiao.train.many import ALONE
 from weitiao.train.options import TrainOptions
 from weitiao.train.stopping import Stop
 from weitiao.train.tasks import TaskOptions
@@ -89,6 +90,7 @@ def test_perplexity_is_the_loss_of_the_loop_and_weighs_tokens(tmp_path):
         Course(examples, task, options),
         0,
         None,
+        ALONE,
     )
     trainer.validation = examples
     with torch.no_grad(), Stop() as stop:

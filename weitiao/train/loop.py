@@ -324,8 +324,8 @@ class Trainer:
                     if stop.asked:
                         return {}
                     total += self.loss(examples or self.validation[:1]).cpu() * bool(examples)
+                    progress(done := min(done + len(examples) * size, len(lengths)), len(lengths))
                 self.many.agree(stop)
-                progress(done := done + sum(map(len, batches)), len(lengths))
         loss = self.many.sum(total).item() / max(int(trained_of(self.validation).sum()), 1)
         return {"loss": loss}
 
