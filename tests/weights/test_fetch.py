@@ -361,6 +361,7 @@ def test_files_behind_a_gate(run, hub):
 
 
 def test_ctrl_c_keeps_what_came(run, hub):
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job, and its children, ignore it
     hub.always = Fault("stall", 1_000_000, 60)
     started = run("fetch", "org/rows", "--dataset", "--include", "data/*", background=True)
     while hub.sent < 1_000_000 and started.poll() is None:
