@@ -26,6 +26,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from weitiao import machine
 from weitiao.data.batch import Example
+from weitiao.errors import say
 from weitiao.methods.base import Method
 from weitiao.methods.expand import Expand, lengthen
 from weitiao.methods.freeze import Freeze
@@ -330,6 +331,8 @@ class Worst:
             given = self.shape, self.method, self.task, self.options, batches, self.dtype, self.quantize
             try:
                 self.found[key] = step(*given, recomputed)
-            except Exception:  # whatever a family's own code does with a tensor without numbers
+            except Exception as error:  # whatever a family's own code does with a tensor without numbers
+                message = "the worst step could not be gone through ({reason}); its memory is estimated from the shape"
+                say(message, reason=type(error).__name__)
                 self.found[key] = None
         return self.found[key]
