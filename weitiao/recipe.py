@@ -27,7 +27,6 @@ from weitiao.data.sources import DataOptions, Generators
 from weitiao.errors import InputError, say, t
 from weitiao.evaluate.tasks import EvaluateOptions
 from weitiao.export.merge import merged
-from weitiao.generate.toolset import save_toolset
 from weitiao.machine import awake_seconds, environment
 from weitiao.machine.ranks import Ranks, joined, launched
 from weitiao.methods import METHODS
@@ -248,7 +247,6 @@ def _run_one(
 ) -> Result:
     """One stage, or a recipe without stages; ``begin`` is called just before the run folder is made."""
     from weitiao.evaluate import classify
-    from weitiao.methods import io
     from weitiao.models.load import load as load_model
     from weitiao.plan import fact, report
     from weitiao.plan.prepare import prepare
@@ -310,14 +308,7 @@ def _run_one(
     group.make_whole(model)
     if not ranks.first:  # what is left is to write and to measure
         return fact.Result(run, done, ready.plan, awake_seconds() - started, fact.peak_bytes())
-    base = "" if recipe.model.config is not None else ready.model.path
-    final = run.adapter if recipe.method.saves == "adapter" else run.model
-    io.save(model, recipe.method, ready.tokenizer, ready.renderer, final, base)
-    save_toolset(final, ready.tools)
-    tuned = io.Tuned(model.eval(), ready.tokenizer, ready.renderer, recipe.method, base)
-    figures = fact.measured(recipe, run, io.open_model(final) if group.sharded and recipe.evaluate else tuned)
-    fact.report(recipe, run, ready, done, figures, recipe.method.outcome(model))
-    say("done: {path}", path=final)
+    figures = fact.left(recipe, run, ready, done, model, group.sharded)
     return fact.Result(run, done, ready.plan, awake_seconds() - started, fact.peak_bytes(), figures)
 
 

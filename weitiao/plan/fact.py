@@ -21,7 +21,8 @@ from weitiao.evaluate.compare import listing, markdown, shown
 from weitiao.evaluate.page import write_page
 from weitiao.evaluate.plot import curves
 from weitiao.evaluate.tasks import evaluate
-from weitiao.methods.io import Tuned
+from weitiao.generate.toolset import save_toolset
+from weitiao.methods.io import Tuned, open_model, save
 from weitiao.plan.checks import Sections, measured_on
 from weitiao.plan.curves import judged
 from weitiao.plan.phases import Plan
@@ -107,6 +108,20 @@ def finished(run: Run) -> Result:
     steps = max((line["step"] for line in run.metrics()), default=0)
     plan = Plan.of(json.loads((run.path / "plan.json").read_text(encoding="utf-8")))
     return Result(run, Fit(steps, best.get("step"), best.get("metric")), plan, seconds=0.0, peak_bytes=None)
+
+
+def left(recipe: Sections, run: Run, ready: Prepared, done: Fit, model: Any, sharded: bool) -> dict[str, Any]:
+    """Save the result of a run with all that goes with it, measure it, report; the figures. ``sharded``: other
+    processes held parts of ``model``, so that what is measured is what was saved."""
+    base = "" if recipe.model.config is not None else ready.model.path
+    final = run.adapter if recipe.method.saves == "adapter" else run.model
+    save(model, recipe.method, ready.tokenizer, ready.renderer, final, base)
+    save_toolset(final, ready.tools)
+    tuned = Tuned(model.eval(), ready.tokenizer, ready.renderer, recipe.method, base)
+    figures = measured(recipe, run, open_model(final) if sharded and recipe.evaluate else tuned)
+    report(recipe, run, ready, done, figures, recipe.method.outcome(model))
+    say("done: {path}", path=final)
+    return figures
 
 
 def report(
