@@ -102,21 +102,16 @@ def parse(text: str, name: str) -> Tree:
     """The tree of YAML ``text``; ``name`` stands for the file in messages."""
     loader = _Loader(text)
     try:
-        node = loader.get_single_node()
-        tree = Tree({}, {}, name)
-        if node is not None:
-            if not isinstance(node, yaml.MappingNode):
-                raise InputError(t("{file}: expected sections such as model: and data:, found no mapping", file=name))
-            tree.values.update(_construct(loader, node, "", tree.origins, name, ()))
-        return tree
+        node, origins = loader.get_single_node(), {}
+        if node is not None and not isinstance(node, yaml.MappingNode):
+            raise InputError(t("{file}: expected sections such as model: and data:, found no mapping", file=name))
+        return Tree(_construct(loader, node, "", origins, name, ()) if node else {}, origins, name)
     except InputError:
         raise
     except (yaml.YAMLError, ValueError) as error:  # a tag that the scalar does not fit is a plain ValueError
         mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or error
         message = "{file}:{line}: not valid YAML: {problem}"
         raise InputError(t(message, file=name, line=mark.line + 1 if mark else 1, problem=problem)) from None
-    finally:
-        loader.dispose()
 
 
 def _text(path: Path) -> str:
@@ -344,22 +339,20 @@ def _wrong_type(found: Sequence[tuple[ErrorDetails, _Owner]]) -> str:
     return t("expected {expected}, found {found}", expected=t(" or ").join(wanted), found=_shown(value))
 
 
-def _no_choice(value: Any, choices: Iterable[str], expected: Iterable[str] = ()) -> str:
-    choices = list(choices)
-    listed = ", ".join([*choices, *dict.fromkeys(expected)])
+def _no_choice(value: Any, choices: Sequence[str], expected: Sequence[str] = ()) -> str:
+    said = {"found": _shown(value), "names": ", ".join([*choices, *dict.fromkeys(expected)])}
     if near := nearest(str(value), choices):
-        message = '{found} is not a choice; did you mean "{near}"? ({names})'
-        return t(message, found=_shown(value), near=near, names=listed)
-    return t("{found} is not a choice ({names})", found=_shown(value), names=listed)
+        return t('{found} is not a choice; did you mean "{near}"? ({names})', near=near, **said)
+    return t("{found} is not a choice ({names})", **said)
 
 
 def unknown(name: str, owner: str, names: Iterable[str]) -> str:
     """``lora has no such option; did you mean "rank"? (rank, alpha, ...)``"""
     names = list(names)
-    listed = ", ".join(names)
+    said = {"owner": owner, "names": ", ".join(names)}
     if near := nearest(name, names):
-        return t('{owner} has no such option; did you mean "{near}"? ({names})', owner=owner, near=near, names=listed)
-    return t("{owner} has no such option ({names})", owner=owner, names=listed)
+        return t('{owner} has no such option; did you mean "{near}"? ({names})', near=near, **said)
+    return t("{owner} has no such option ({names})", **said)
 
 
 def nearest(name: str, names: Iterable[str]) -> str | None:
@@ -397,13 +390,8 @@ def _inline(value: Any) -> str:
     """One line of YAML: JSON where the plain form would be read as something else."""
     if isinstance(value, float):
         return repr(value)
-    if (
-        isinstance(value, str)
-        and re.fullmatch(r"(?!\.\.\.)[A-Za-z_./][\w./-]*", value)
-        and yaml.load(value, _Loader) == value
-    ):
-        return value
-    return json.dumps(value, ensure_ascii=False)
+    plain = isinstance(value, str) and re.fullmatch(r"(?!\.\.\.)[A-Za-z_./][\w./-]*", value)
+    return value if plain and yaml.load(value, _Loader) == value else json.dumps(value, ensure_ascii=False)
 
 
 def json_schema(cls: type[BaseModel]) -> dict[str, Any]:
