@@ -171,16 +171,15 @@ class Ways:
 
 def _run(recipe: Recipe, tree: Tree, ways: Ways) -> Result:
     """What :func:`run` does, in each of the processes."""
-    from weitiao.plan import fact
-    from weitiao.train import many
-
     own, ranks = ways.at(recipe.output), ways.ranks
     if ranks.restarts and ranks.told(lambda: own.of_this_launch):
         say("torchrun has started the processes anew; going on with {path}", path=own.path)
         ways = replace(ways, resume=True, overwrite=False)
     if ways.resume and ranks.told(lambda: own.finished and not any(changes(own.recipe(), _plain(recipe), "output"))):
-        return ranks.told(lambda: fact.finished(own))
+        return ranks.told(lambda: _finished(own))
     check(recipe, tree, generators=ways.generators, measured=bool(ways.evaluators))
+    from weitiao.train import many  # it brings torch, for which nobody has to wait who mistyped a name
+
     for part, _ in stages(tree) if recipe.stages else [(recipe, tree)]:
         many.engine(part.train, ranks)
     with ExitStack() as locks:
@@ -205,8 +204,6 @@ def _plain(recipe: Recipe) -> dict[str, Any]:
 
 def _run_stages(above: Run, tree: Tree, ways: Ways, locks: ExitStack) -> Result:
     """The stages in order, each from the former's result; with ``resume``, those that are finished are passed over."""
-    from weitiao.plan import fact
-
     result, base = None, None
 
     def begin() -> None:
@@ -225,7 +222,14 @@ def _run_stages(above: Run, tree: Tree, ways: Ways, locks: ExitStack) -> Result:
             again = replace(ways, overwrite=False, resume=ways.resume and told(partial(is_run, own.path)))
             result = _run_one(stage, own, again, locks, begin)
         base = told(partial(getattr, own, "final"))
-    return result or told(lambda: fact.finished(own))
+    return result or told(lambda: _finished(own))
+
+
+def _finished(run: Run) -> Result:
+    """What a run has left that was finished before."""
+    from weitiao.plan import fact
+
+    return fact.finished(run)
 
 
 def _made(run: Run, values: Mapping[str, Any], ways: Ways, locks: ExitStack) -> None:
