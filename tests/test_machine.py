@@ -2,12 +2,17 @@
 
 import json
 import os
+import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 from weitiao import machine
 from weitiao.cli import main
 from weitiao.machine import Clash, hardware, packages, speed
+
+STATUS = Path("/proc/self/status")
 
 
 def files(root, **contents):
@@ -223,3 +228,18 @@ def test_the_verb(speeds, capsys, monkeypatch):
     assert {"cpu", "memory", "disk", "gpus", "why_no_gpu", "clashes", "packages", "best_dtype"} <= set(report)
     assert main(["env"]) == 0
     assert "GFLOP/s" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="pages are given back on Linux only")
+def test_pages_of_a_mapped_file_are_given_back_and_others_stay(tmp_path):
+    def resident():
+        return next(int(line.split()[1]) for line in STATUS.read_text().splitlines() if line.startswith("RssFile"))
+
+    file, kib = tmp_path / "weights", 32 << 10
+    file.write_bytes(np.arange(kib * 256, dtype=np.int32).tobytes())
+    mapped, own = np.memmap(file, np.int32, "r"), np.ones(kib * 256, np.int32)
+    total, before = int(mapped.sum(dtype=np.int64)), resident()
+    machine.give_back(mapped.ctypes.data + 100, mapped.nbytes - 200)
+    machine.give_back(own.ctypes.data, own.nbytes)
+    assert before - resident() > 0.9 * kib
+    assert int(mapped.sum(dtype=np.int64)) == total and own.all()

@@ -28,6 +28,7 @@ BLOCK = 64  # weights that share a scale
 FLOAT_BYTES = 4
 RESERVE_BYTES = 1 << 30  # memory that is left free when weights are spread out
 SCALES_BLOCK = 256  # scales that share a scale of their own
+PIECE = 1 << 22  # weights coded at a time, whole blocks of them: what that takes beside them is a hundred MiB
 # Quantiles of a normal distribution with an exact zero: table NF4 of the paper's appendix E.
 LEVELS = (
     -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
@@ -63,7 +64,12 @@ def dynamic_map() -> Tensor:
 
 def encode_nf4(weight: Tensor) -> tuple[Tensor, Tensor]:
     """Codes uint8 [n / 2] and scales float32 [n / 64] of a weight with n entries, an even number, row after row."""
-    flat = weight.reshape(-1).float()
+    codes, scales = zip(*map(_encode_nf4, weight.reshape(-1).split(PIECE)), strict=True)
+    return torch.cat(codes), torch.cat(scales)
+
+
+def _encode_nf4(flat: Tensor) -> tuple[Tensor, Tensor]:
+    flat = flat.float()
     blocks = nn.functional.pad(flat, (0, -len(flat) % BLOCK)).view(-1, BLOCK)
     scales = blocks.abs().amax(1)
     scaled = (blocks * (1.0 / scales.clamp_min(1e-38))[:, None]).clamp(-1, 1).reshape(-1)[: len(flat)]
@@ -118,6 +124,8 @@ class QuantizedLinear(nn.Linear):
                     buffers["scale_codes"], buffers["tops"], buffers["mean"] = encode_scales(scales)
         for name, tensor in buffers.items():
             self.register_buffer(name, tensor)
+        if linear.weight.device.type == "cpu":
+            machine.give_back(linear.weight.data_ptr(), linear.weight.nbytes)
 
     def spread(self, dtype: torch.dtype) -> Tensor:
         """The weight [out, in] that the codes stand for, without what was ``taken`` from it."""
