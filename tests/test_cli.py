@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from weitiao import cli
-from weitiao.errors import RunError
+from weitiao.errors import InputError, RunError
 
 VERBS = {
     "env": ["--json"],
@@ -149,8 +149,11 @@ def test_a_traceback_only_with_debug(monkeypatch: pytest.MonkeyPatch, capsys: py
     fail(ZeroDivisionError("division by zero"))
     assert cli.main(["env"]) == 1
     assert "error: ZeroDivisionError: division by zero" in capsys.readouterr().err
-    with pytest.raises(ZeroDivisionError):
-        cli.main(["env", "--debug"])
+    fail(InputError(f"{'hf_' + 34 * 'a'}: no such file"))
+    assert cli.main(["env", "--debug"]) == 2, "the exit code is the same"
+    said = capsys.readouterr().err
+    assert "Traceback" in said and "in dispatch" in said and said.endswith("error: ***: no such file\n")
+    assert "aaaa" not in said
     fail(KeyboardInterrupt())  # type: ignore[arg-type]
     assert cli.main(["env"]) == 1
     assert capsys.readouterr().err == "error: interrupted\n"

@@ -168,6 +168,11 @@ def test_a_malformed_override_is_named(override: str, said: str):
         ("a: {b: 1", ":1: not valid YAML"),
         ("a: 1\n---\nb: 2\n", ":2: not valid YAML"),
         ("a: !!int x\n", ":1: not valid YAML"),
+        ("a: " + 50_000 * "[" + "\n", ":1: not valid YAML: nested too deeply"),
+        (
+            "a0: &a0 [1]\n" + "".join(f"a{n}: &a{n} [{f'*a{n - 1},' * 9}]\n" for n in range(1, 30)),
+            "more than 20000 values",
+        ),
     ],
 )
 def test_malformed_yaml_is_named_by_line(tmp_path: Path, text: str, said: str):

@@ -12,6 +12,7 @@ import gc
 import os
 import re
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -124,12 +125,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _fail(t("interrupted"), 1)
     except WeitiaoError as error:
-        if debug:
-            raise
+        _trace(debug)
         return error.exit_code if ranks.unheard(error) else _fail(str(error), error.exit_code)
     except Exception as error:
-        if debug:
-            raise
+        _trace(debug)
         message = "{kind}: {problem} (not foreseen: --debug shows where it arose)"
         return _fail(t(message, kind=type(error).__name__, problem=error), 1)
 
@@ -139,6 +138,12 @@ def _share_cores() -> None:
     if "OMP_WAIT_POLICY" not in os.environ:
         for name, value in WAITING.items():
             os.environ.setdefault(name, value)
+
+
+def _trace(debug: bool) -> None:
+    """Where the error at hand arose, without secrets."""
+    if debug:
+        print(redact(traceback.format_exc()), end="", file=sys.stderr)
 
 
 def _fail(problems: str, code: int) -> int:

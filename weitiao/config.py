@@ -23,6 +23,7 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 from weitiao.errors import InputError, t
 
 COMMAND_LINE = "command line"
+MOST_VALUES = 20_000  # of a recipe
 
 
 class Options(BaseModel):
@@ -108,8 +109,9 @@ def parse(text: str, name: str) -> Tree:
         return Tree(_construct(loader, node, "", origins, name, ()) if node else {}, origins, name)
     except InputError:
         raise
-    except (yaml.YAMLError, ValueError) as error:  # a tag that the scalar does not fit is a plain ValueError
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a tag that the scalar does not fit
         mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or error
+        problem = t("nested too deeply") if isinstance(error, RecursionError) else problem
         message = "{file}:{line}: not valid YAML: {problem}"
         raise InputError(t(message, file=name, line=mark.line + 1 if mark else 1, problem=problem)) from None
 
@@ -132,6 +134,9 @@ def _construct(
     line = node.start_mark.line + 1
     if any(node is parent for parent in above):
         raise InputError(t("{file}:{line}: {key}: an anchor that contains itself", file=name, line=line, key=key))
+    if len(origins) > MOST_VALUES:  # anchors in anchors double with every line
+        raise InputError(t("{file}:{line}: {key}: more than {most} values", file=name, line=line, key=key,
+                           most=MOST_VALUES))  # fmt: skip
     above = (*above, node)
     if isinstance(node, yaml.MappingNode):
         values: dict[str, Any] = {}
@@ -160,7 +165,7 @@ def _override(tree: Tree, override: str) -> None:
         raise InputError(t("command line: expected key=value, found {found}", found=_shown(override)))
     try:
         value = yaml.load(text, _Loader)
-    except (yaml.YAMLError, ValueError):
+    except (yaml.YAMLError, ValueError, RecursionError):
         value = text
     place: Any = tree.values
     *parents, last = key.split(".")

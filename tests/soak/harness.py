@@ -34,7 +34,7 @@ from weitiao.errors import Interrupted
 from weitiao.runs import Run
 from weitiao.train import checkpoint
 
-SEEDS = {"kill": 2, "rot": 2, "disk": 4, "nan": 2, "trainer": 2}  # one more at each start
+SEEDS = {"kill": 3, "rot": 2, "disk": 4, "nan": 4, "trainer": 2}  # one more at each start
 RESULTS = Path("runs/soak")
 SCRATCH = "/dev/shm" if Path("/dev/shm").is_dir() else None
 STOPPED = 3  # exit code of a child that was asked to stop and did

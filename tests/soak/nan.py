@@ -1,5 +1,8 @@
 """Losses, gradients, weights and moments that are no numbers or leap, in a few steps of a run: caught within a step,
 never in a checkpoint, and the run ends where the clean one does; and clean runs in which nothing may be caught.
+
+Rows that are bad are left out, so the clean run beside theirs is one that never had them; ``had`` is the loss of the
+one that did. ``same``: every loss and the weights are the clean run's, bit for bit.
 """
 
 from __future__ import annotations
@@ -18,9 +21,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tests.soak.harness import soak
-from tests.train.support import train
+from tests.train.support import train, weights_hash
 from weitiao.data.batch import Example
-from weitiao.train import checkpoint, loop
+from weitiao.runs import Run
+from weitiao.train import checkpoint, loop, recovery
 
 KINDS = ("loss NaN", "loss Inf", "gradient NaN", "gradient Inf", "loss spike", "gradient spike", "weight NaN",
          "moment Inf", "bad rows")  # fmt: skip
@@ -66,31 +70,62 @@ def trial(n: int, draw: random.Random, folder: Path, clean: dict[int, dict[str, 
         return {"ok": not caught, "kind": "clean", "caught": caught, "rate": rate, "rows": count}
     kind, spec = KINDS[n % len(KINDS)], draw.randrange(6)
     chosen, rows, tested = options(random.Random(spec)), lines(ROWS, 1), lines(12, 2, name="test")
+    given = {"options": chosen, "validation": tested}
     if spec not in clean:
-        _, _, run = train(folder / "clean", rows, options=chosen, validation=tested)
-        clean[spec] = run.metrics()[-1]["validation"]
+        clean[spec] = outcome(*train(folder / "clean", rows, **given))
     at = sorted(draw.sample(range(22, STEPS), draw.choice((1, 2, 3))))
     bad = {rows[number].id for number in draw.sample(range(ROWS), 2)} if kind == "bad rows" else set()
+    beside = clean[spec]
+    if bad:
+        with without(bad):
+            beside = outcome(*train(folder / "without", rows, **given))
     with faults(kind, set(at), bad, draw) as struck:
-        _, _, run = train(folder / "run", rows, options=chosen, validation=tested)
-    found = run.metrics()
-    last, wanted = found[-1]["validation"]["loss"], clean[spec]["loss"]
-    caught = caught_in(found)
+        _, model, run = train(folder / "run", rows, **given)
+    found, own = run.metrics(), outcome(None, model, run)
+    last, wanted = own["loss"], beside["loss"]
+    skipped, undone = caught_in(found)
     poisoned = [str(path) for path in checkpoint.listed(run.checkpoints) if not finite(path)]
     late = chosen["save_every"] if kind == "moment Inf" else 1  # no step reads all moments; a save does
-    on_time = all(any(step <= when <= step + late for when in caught) for step in struck)
+    on_time = all(
+        any(step <= when <= step + 1 for when in skipped) or any(step - 1 <= when <= step + late for when in undone)
+        for step in struck
+    )
     ok = on_time and not poisoned and abs(last - wanted) <= 0.01 * wanted
-    return {"ok": ok, "kind": kind, "spec": spec, "struck": sorted(struck), "caught": sorted(caught),
-            "poisoned": poisoned, "loss": last, "clean": wanted}  # fmt: skip
+    return {"ok": ok, "kind": kind, "spec": spec, "struck": sorted(struck), "caught": sorted(skipped | undone),
+            "poisoned": poisoned, "loss": last, "clean": wanted, "had": clean[spec]["loss"],
+            "same": own == beside}  # fmt: skip
 
 
-def caught_in(lines: list[dict[str, Any]]) -> set[int]:
-    """Steps that were skipped, and those after which the run went back."""
+def outcome(_: Any, model: Any, run: Run) -> dict[str, Any]:
+    """What a run came to: its last validation loss, the loss of every step that was applied, and its weights."""
+    lines = run.metrics()
+    steps = [line["loss"] for line in lines if "loss" in line and "skipped" not in line]
+    return {"loss": lines[-1]["validation"]["loss"], "steps": steps, "weights": weights_hash(model)}
+
+
+@contextmanager
+def without(rows: set[str]) -> Iterator[None]:
+    """Inside the block no step of a run has ``rows``; all else is drawn as if it had."""
+    start = recovery.start
+
+    def begun(trainer: loop.Trainer, *rest: Any) -> None:
+        start(trainer, *rest)
+        trainer.course.left_out = rows
+
+    recovery.start = begun
+    try:
+        yield
+    finally:
+        recovery.start = start
+
+
+def caught_in(lines: list[dict[str, Any]]) -> tuple[set[int], set[int]]:
+    """Steps that were skipped, and those after which the run went back: what struck the step that had begun then is
+    gone with all else."""
     skipped = {line["step"] for line in lines if isinstance(line.get("skipped"), str)}
-    for line in lines:
-        if "returned_from" in line:
-            skipped |= {line["returned_from"], *(entry["step"] for entry in line["skipped"])}
-    return skipped
+    returns = [line for line in lines if "returned_from" in line]
+    skipped |= {entry["step"] for line in returns for entry in line["skipped"]}
+    return skipped, {line["returned_from"] for line in returns}
 
 
 def finite(path: Path) -> bool:

@@ -81,11 +81,12 @@ def test_stop_ends_the_run_and_names_the_file(tmp_path, poisonous):
         train(tmp_path / "other", examples)  # with no good row left there is nothing to go on with
 
 
-@pytest.mark.parametrize("place", ["weight", "moment"])
-def test_poisoned_weights_lead_back_to_the_last_good_checkpoint(tmp_path, place):
+@pytest.mark.parametrize(("place", "at"), [("weight", {5}), ("moment", {5}), ("weight", {5, 6}), ("moment", {5, 7})])
+def test_poisoned_weights_lead_back_to_the_last_good_checkpoint(tmp_path, place, at):
     from weitiao.train.loop import Trainer
 
-    _, whole, straight = train(tmp_path / "a", rows(24), options={"save_every": 2})
+    chosen = {"save_every": 4, "keep": 9}
+    _, whole, straight = train(tmp_path / "a", rows(24), options=chosen)
     held: list[Trainer] = []
     real = Trainer.backward
 
@@ -96,22 +97,57 @@ def test_poisoned_weights_lead_back_to_the_last_good_checkpoint(tmp_path, place)
     struck = []
 
     def strike(record, total):
-        if record["step"] == 5 and not struck:
-            struck.append(5)
+        if record["step"] in at and record["step"] not in struck:
+            struck.append(record["step"])
             parameter = next(iter(held[0].parts.parameters.values()))
             target = parameter.data if place == "weight" else held[0].optimizer.state[parameter]["exp_avg"]
             target.view(-1)[0] = math.inf
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Trainer, "backward", backward)
-        _, model, run = train(tmp_path / "b", rows(24), options={"save_every": 2, "keep": 9}, progress=strike)
+        _, model, run = train(tmp_path / "b", rows(24), options=chosen, progress=strike)
     assert weights_hash(model) == weights_hash(whole), "gone back, it is the run that never was struck"
-    assert losses(run) == losses(straight)
+    assert losses(run) == losses(straight) and set(struck) == at
     assert not (run.path / "bad_rows.jsonl").exists(), "the rows were innocent"
-    assert [line["step"] for line in run.metrics() if "returned_from" in line] == [4]
+    assert {line["step"] for line in run.metrics() if "returned_from" in line} == {4}
     for path in checkpoint.listed(run.checkpoints):
         state = checkpoint.load(path)
         assert all(torch.isfinite(t).all() for t in (*state.parameters.values(), *state.optimizer.values()))
+
+
+def test_rows_of_a_step_that_poisons_the_weights_each_time_are_left_out(tmp_path):
+    from weitiao.train.loop import Trainer
+
+    def advance(self):
+        found = real(self)
+        if self.step == 7 and not self.course.left_out:
+            next(iter(self.parts.parameters.values())).data.view(-1)[0] = math.nan
+            self.weights_norm = self.parts.norm()
+        return found
+
+    real = Trainer.advance
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "advance", advance)
+        done, model, run = train(tmp_path / "run", rows(24), options={"save_every": 4})
+    assert done.steps == 12 and all(torch.isfinite(parameter).all() for parameter in model.parameters())
+    assert len((run.path / "bad_rows.jsonl").read_text().splitlines()) == 4, "those of the step"
+
+
+def test_a_state_that_goes_bad_between_saves_each_time_ends_the_run(tmp_path):
+    from weitiao.train.loop import Trainer
+
+    def advance(self):
+        found = real(self)
+        if self.step == 7:
+            next(iter(self.optimizer.state.values()))["exp_avg_sq"].view(-1)[0] = math.inf
+        return found
+
+    real = Trainer.advance
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "advance", advance)
+        with pytest.raises(RunError, match="not finite") as caught:
+            train(tmp_path / "run", rows(24), options={"save_every": 4})
+    assert "rows:" not in str(caught.value) and not (tmp_path / "run" / "bad_rows.jsonl").exists()
 
 
 def test_a_poisoned_state_never_becomes_a_checkpoint(tmp_path):

@@ -39,7 +39,7 @@ class Guard:
     """Plain JSON, as a checkpoint keeps it. ``skipped``: the steps left out, with their true values; ``streak``: how
     many of them came last, one right after another; ``losses`` and ``norms``: of the last steps that passed, and
     ``highest`` of all of them; ``rows``: what is left out of the data since; ``returned``: the checkpoint of the last
-    return, and how many to it were in vain."""
+    return, and how many to it were in vain; ``returned_from``: the step that led to it."""
 
     warmup_steps: int = 0
     skipped: list[dict[str, Any]] = field(default_factory=list)
@@ -50,6 +50,7 @@ class Guard:
     highest: list[float] = field(default_factory=lambda: [-math.inf, 0.0])
     rows: list[dict[str, Any]] = field(default_factory=list)
     returned: list[int] = field(default_factory=lambda: [-1, 0])
+    returned_from: int = 0
 
     def fault(self, step: int, loss: float, grad_norm: float, again: bool = False) -> str:
         """What is wrong with a step, which is not applied then; empty if nothing is. ``again``: it was bad a moment ago
@@ -106,11 +107,11 @@ class Guard:
         """Whether the last steps were bad one after another, so that skipping them is no remedy."""
         return self.streak >= STREAK
 
-    def went_back(self, step: int, former: Guard, helped: bool) -> bool:
-        """Take over what the state from before the return to ``step`` knew; whether a return is still worth while."""
+    def went_back(self, step: int, to: int, former: Guard, helped: bool) -> bool:
+        """Take over what the state from before the return from ``step`` knew; whether one is still worth while."""
         self.skipped, self.rows = former.skipped, former.rows
-        vain = former.returned[1] if former.returned[0] == step else 0
-        self.returned, self.streak = [step, vain if helped else vain + 1], 0
+        vain = former.returned[1] if former.returned[0] == to else 0
+        self.returned, self.returned_from, self.streak = [to, vain if helped else vain + 1], step, 0
         return self.returned[1] <= RETURNS
 
     def state(self) -> dict[str, Any]:

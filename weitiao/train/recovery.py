@@ -98,22 +98,25 @@ def recover(trainer: Trainer, step: int, poisoned: bool = False) -> bool:
     """Go back to the newest checkpoint and on without the rows at fault; whether the run is where it was, because there
     is no checkpoint yet and nothing has changed since the last good step.
 
-    ``poisoned``: the weights or the optimiser's state after ``step`` hold what is no number. RunError where that leaves
+    ``poisoned``: the weights or the optimiser's state after ``step`` hold what is no number. Once that may be the
+    machine's memory; rows that are sound by themselves are left out only where the same step does it again, and none
+    where only the state is bad: that is seen when it is saved, whichever step it came from. RunError where there is
     nothing to go back to, where going back has not helped, and where the options say stop.
     """
     trainer.optimizer.zero_grad(set_to_none=True)
-    former, suspects = replace(trainer.guard), _suspects(trainer, step, poisoned)
+    former, hidden = replace(trainer.guard), poisoned and not _broken(trainer)
+    suspects = {} if hidden else _suspects(trainer, step, poisoned)
     path, _ = newest(trainer)
     hopeless = path is None and (poisoned or _broken(trainer))
     if path is not None:
         put(trainer, path, trainer.parts.load(path))
     guilty = {} if hopeless else {key: found for key, found in suspects.items() if _faulty(trainer, found[0])}
-    again = trainer.guard.went_back(trainer.step if path else 0, former, 0 < len(guilty) < len(suspects))
+    again = trainer.guard.went_back(step, trainer.step if path else 0, former, 0 < len(guilty) < len(suspects))
     bad = [entry for entry in former.skipped if path is None or entry["step"] > trainer.step]
     trainer.run.log({"step": trainer.step, "returned_from": step, "skipped": bad})
     message = "{count} steps in a row (the last is {step}) had a loss, gradient or weights not finite, or leaping"
     why = t(message, count=max(former.streak, 1), step=step)
-    innocent = poisoned and not guilty and trainer.guard.returned[1] == 1  # once it may be the machine's memory
+    innocent = poisoned and not guilty and former.returned_from != step
     _leave_out(trainer, {} if innocent and not hopeless else guilty or suspects, why, ends=hopeless or not again)
     say("after step {step}: going on from step {to}", step=step, to=trainer.step)
     return path is None
@@ -150,6 +153,8 @@ def _leave_out(
     left, or if the options say so."""
     if not rows and not ends:
         return
+    if not rows:
+        raise RunError(t("{why}. A lower train.learning_rate, or model.dtype=float32, may help", why=why))
     for key, (example, entry) in rows.items():
         text = {"text": trainer.words(example)} if trainer.words else {}
         trainer.guard.rows.append({"id": key, **entry, **text})
@@ -158,7 +163,7 @@ def _leave_out(
     trainer.course.left_out = {row["id"] for row in trainer.guard.rows}
     stops = trainer.options.bad_rows == "stop"
     if not (ends or stops) and trainer.course.rows_left():
-        say("{count} rows are left out from here on ({file} has their text): {rows}", count=len(rows), **values)
+        say("left out from here on: {count} rows ({file} has their text): {rows}", count=len(rows), **values)
         return
     message = (
         "{why}; rows: {rows} ({file} has their text). A lower train.learning_rate, or model.dtype=float32, may help"

@@ -241,7 +241,11 @@ def _refusal(target: Target, refused: Refused) -> str:
 
 
 def _unreachable(target: Target, reason: str | None) -> _Nowhere:
-    message = "{name}: no such folder here, and the hub cannot be reached ({reason}) nor is a whole copy cached"
+    message = (
+        "{name}: no such folder here, and the hub cannot be reached ({reason}) nor is a whole copy cached"
+        if target.repository
+        else "{name}: cannot be reached ({reason}), and no whole copy of it is here"
+    )
     return _Nowhere(t(message, name=shown(target.name), reason=reason))
 
 
