@@ -1,9 +1,8 @@
-"""Options: YAML or a dict plus ``key=value`` become frozen, strict, typed models; every problem is reported at once.
+"""Options: YAML or a dict plus ``key=value`` become frozen, strict, typed models; every problem is reported at once,
+as ``FILE:LINE: key: ...``, since a tree remembers where each value came from.
 
     tree = read("recipes/hotel-lora.yaml", ["train.epochs=1", "train.learning_rate=1e-4"])
     recipe = build(Recipe, tree)        # one InputError names every unknown key, wrong type and value out of range
-
-A tree remembers where each value came from, so that a problem is said as ``FILE:LINE: key: ...``.
 """
 
 from __future__ import annotations
@@ -131,12 +130,11 @@ def _construct(
     loader: _Loader, node: yaml.Node, key: str, origins: dict[str, str], name: str, above: tuple[yaml.Node, ...]
 ) -> Any:
     """The value of a YAML node; ``origins`` gains the line of every key under it."""
-    line = node.start_mark.line + 1
+    at: dict[str, Any] = {"file": name, "line": node.start_mark.line + 1, "key": key}
     if any(node is parent for parent in above):
-        raise InputError(t("{file}:{line}: {key}: an anchor that contains itself", file=name, line=line, key=key))
+        raise InputError(t("{file}:{line}: {key}: an anchor that contains itself", **at))
     if len(origins) > MOST_VALUES:  # anchors in anchors double with every line
-        raise InputError(t("{file}:{line}: {key}: more than {most} values", file=name, line=line, key=key,
-                           most=MOST_VALUES))  # fmt: skip
+        raise InputError(t("{file}:{line}: {key}: more than {most} values", most=MOST_VALUES, **at))
     above = (*above, node)
     if isinstance(node, yaml.MappingNode):
         values: dict[str, Any] = {}
@@ -257,8 +255,7 @@ def _locate(cls: type[BaseModel], values: Any, error: ErrorDetails) -> tuple[str
         key.append(str(part))
         if last and error["type"] == "extra_forbidden":
             break
-        annotations = [c.model_fields[str(part)].annotation for c in classes if part in c.model_fields]
-        if annotations:
+        if annotations := [c.model_fields[str(part)].annotation for c in classes if part in c.model_fields]:
             leaves = (leaf for annotation in annotations for leaf in _leaves(annotation))
             classes, label = [leaf for leaf in leaves if hasattr(leaf, "model_fields")], str(part)
         place = None if last and error["type"] == "missing" else place[part]  # pyright: ignore
@@ -319,8 +316,7 @@ def _said(found: Sequence[tuple[ErrorDetails, _Owner]]) -> str:
             limit, message = _RANGE[kind]
             return t(message, limit=context[limit], found=_shown(error["input"]))
         if kind == "union_tag_invalid":
-            names = [name.strip("' ") for name in context["expected_tags"].split(",")]
-            return _no_choice(context["tag"], names)
+            return _no_choice(context["tag"], [name.strip("' ") for name in context["expected_tags"].split(",")])
     return _wrong_type(found)
 
 
