@@ -38,24 +38,24 @@ def train(texts: Iterable[str], options: TokenizerOptions) -> bytes:
         return b""
     written = io.BytesIO()
     names = {name.removesuffix("_token"): text for name, text in options.named_tokens().items()}
-    settings: dict[str, Any] = dict(
-        sentence_iterator=iter(parts),
-        model_writer=written,
-        model_type=KINDS[options.kind],
-        vocab_size=options.vocab_size,
-        hard_vocab_limit=False,
-        character_coverage=1.0,
-        byte_fallback=True,
-        normalization_rule_name="identity",
-        remove_extra_whitespaces=False,
-        add_dummy_prefix=False,
-        allow_whitespace_only_pieces=True,
-        max_sentence_length=LONGEST,
-        pretokenization_delimiter=BETWEEN,
-        num_threads=1,  # sums in a changing order would differ
-        minloglevel=2,
-        control_symbols=[token for token in options.fixed_tokens() if token not in names.values()],
-    )
+    settings: dict[str, Any] = {
+        "sentence_iterator": iter(parts),
+        "model_writer": written,
+        "model_type": KINDS[options.kind],
+        "vocab_size": options.vocab_size,
+        "hard_vocab_limit": False,
+        "character_coverage": 1.0,
+        "byte_fallback": True,
+        "normalization_rule_name": "identity",
+        "remove_extra_whitespaces": False,
+        "add_dummy_prefix": False,
+        "allow_whitespace_only_pieces": True,
+        "max_sentence_length": LONGEST,
+        "pretokenization_delimiter": BETWEEN,
+        "num_threads": 1,  # sums in a changing order would differ
+        "minloglevel": 2,
+        "control_symbols": [token for token in options.fixed_tokens() if token not in names.values()],
+    }
     settings |= {"bos_id": -1} | {f"{name}_id": place for place, name in enumerate(names)}
     settings |= {f"{name}_piece": text for name, text in names.items()}
     sentencepiece.SentencePieceTrainer.train(**settings)  # pyright: ignore[reportAttributeAccessIssue]
