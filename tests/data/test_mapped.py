@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from weitiao.data import mapped, tokenise
+from weitiao.data import columns, mapped, tokenise
 from weitiao.data.examples import examples
 from weitiao.data.options import DataOptions
 from weitiao.data.render import Renderer
@@ -209,6 +209,14 @@ def test_a_damaged_cache_is_made_again(tmp_path, tokenizer, cache, fault):
         content[random.Random(path.name).randrange(len(content))] ^= 4
         path.unlink() if fault == "lost" else path.write_bytes(content[:-1] if fault == "cut" else content)
         check(options, "pretrain", tokenizer)
+
+
+def test_files_that_have_not_changed_are_not_summed_again(tmp_path, tokenizer, monkeypatch):
+    options = DataOptions(train=str(texts(tmp_path / "rows.jsonl", 60)), memory_map="on")
+    first, summed = mapped.load(options, "pretrain", tokenizer).train, []
+    monkeypatch.setattr(columns, "_sum", lambda *given: summed.append(given))
+    again = mapped.load(options, "pretrain", tokenizer).train
+    assert again.digest == first.digest and again[7].ids.tolist() == first[7].ids.tolist() and not summed
 
 
 def test_what_is_stored_follows_from_content_and_options(tmp_path, tokenizer, cache):

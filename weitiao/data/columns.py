@@ -8,7 +8,8 @@
 
 A column is a file of one kind of number. The journal states how long every file is, its crc32 up to there, and what the
 caller wants to know again; it is replaced when the files are on the disk, so what is behind that in them is no part of
-anything, and is cut off by the next writer.
+anything, and is cut off by the next writer. Files found sound are not summed again for as long as their sizes, times
+and places on the disk stay.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import numpy as np
 
 from weitiao.runs import disk_error, write_atomic
 
-JOURNAL = "journal"
+JOURNAL, SOUND = "journal", "sound"
 READ_BYTES = 1 << 22
 
 
@@ -94,8 +95,14 @@ class Writer:
 def read(folder: Path, kinds: Mapping[str, str]) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
     """The mapped columns and the facts of a folder that was finished; None where it was not, or a bit of it differs."""
     last = _journal(folder)
-    if not last or not last["whole"] or last["sizes"].keys() != kinds.keys() or not _sound(folder, last):
+    if not last or not last["whole"] or last["sizes"].keys() != kinds.keys():
         return None
+    if (now := _status(folder, last)) is None:
+        return None
+    if _found_sound(folder) != now:
+        if not _sound(folder, last):
+            return None
+        write_atomic(folder / SOUND, json.dumps(now))
     return {name: _mapped(_path(folder, name), kind) for name, kind in kinds.items()}, last["facts"]
 
 
@@ -134,6 +141,27 @@ def _sound(folder: Path, journal: Mapping[str, Any]) -> bool:
 
     with ThreadPoolExecutor(2) as pool:  # crc32 leaves the interpreter's lock
         return all(pool.map(sound, journal["sizes"]))
+
+
+def _status(folder: Path, journal: Mapping[str, Any]) -> dict[str, list[int]] | None:
+    """What changes with a file of the journal, however it is changed, and the sum it should have; None if one is not
+    there."""
+    try:
+        found = {name: _path(folder, name).stat() for name in journal["sizes"]}
+    except OSError:
+        return None
+    return {
+        name: [journal["sums"][name], one.st_size, one.st_mtime_ns, one.st_ctime_ns, one.st_ino]
+        for name, one in found.items()
+    }
+
+
+def _found_sound(folder: Path) -> Any:
+    """The status of the files when they were last found sound; None where they were not, or that cannot be read."""
+    try:
+        return json.loads((folder / SOUND).read_text())
+    except (OSError, ValueError):
+        return None
 
 
 def _sum(path: Path, size: int) -> int | None:

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from weitiao.data import tokenizer_sentencepiece
 from weitiao.data.templates import RECORD_FILE
 from weitiao.data.tokenizer import labels, measure
 from weitiao.errors import InputError, say, t
@@ -231,6 +232,7 @@ def extend(
     with whole(folder, round(bytes_ * size / rows)) as temporary:
         tokenizer.save_pretrained(str(temporary))
         (temporary / "tokenizer.json").write_text(grown.tokenizer.to_str(pretty=True), encoding="utf-8")
+        _write_models(source, temporary, grown, texts)
         for name in ("generation_config.json", RECORD_FILE):
             if (source / name).is_file():
                 shutil.copy(source / name, temporary)
@@ -239,6 +241,23 @@ def extend(
         found = tensors.read(source)
         tensors.write(temporary, ((n, _longer(x, grown) if tuple(x.shape) in per_token else x) for n, x in found))
     return grown, tokenizer.backend_tokenizer
+
+
+def _write_models(source: Path, folder: Path, grown: Grown, texts: Sequence[str]) -> None:
+    """The folder's SentencePiece file with the new tokens, if it has one; where it would cut otherwise, none, which is
+    said: a file that contradicts tokenizer.json is worse than none."""
+    for name in tokenizer_sentencepiece.FILES:
+        if not (source / name).is_file():
+            continue
+        content = tokenizer_sentencepiece.grown((source / name).read_bytes(), grown.tokenizer, grown.first)
+        checked = texts[:SAMPLE_ROWS]
+        if content is None:
+            say("{name} is left out: its pieces are not the first tokens of tokenizer.json", name=name)
+        elif odd := tokenizer_sentencepiece.differing(content, grown.tokenizer, checked):
+            message = "{name} is left out: with the new tokens it would cut {odd} of {count} texts otherwise"
+            say(message, name=name, odd=odd, count=len(checked))
+        else:
+            (folder / name).write_bytes(content)
 
 
 def _per_token(config: Mapping[str, Any]) -> set[tuple[int, ...]]:

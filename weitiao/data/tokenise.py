@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
 ROWS_AT_ONCE, CHARACTERS_AT_ONCE = 4096, 1 << 20  # whichever comes first: the library takes 150 bytes for a token
 ROWS_A_COMMIT, TOKENS_A_COMMIT = 16 * ROWS_AT_ONCE, 1 << 22
+WORKERS = 2  # while one is at what holds the interpreter's lock, the library has both cores for the other
 MESSAGES = 200  # of a kind that a store keeps: which part a row falls to is not known yet
 HERE = "\0"  # stands for the file's path in what is stored: the same file may lie elsewhere next time
 UNCHANGED_NS = 2_000_000_000  # a file younger than this may change again within one tick of its clock
@@ -263,7 +264,7 @@ def store(path: Path, job: Job) -> tuple[str, dict[str, np.ndarray], State]:
 def _build(path: Path, job: Job, folder: Path) -> State:
     """Read, render and tokenise a file into the columns of ``folder``, from where a killed process left off."""
     patch = Patch.read(job.options.patch)
-    with Writer(folder, job.kinds()) as writer, ThreadPoolExecutor(1) as pool:
+    with Writer(folder, job.kinds()) as writer, ThreadPoolExecutor(WORKERS) as pool:
         state = State(**writer.facts)
         if state.tools and not job.expects_tools:
             raise ToolsMet
@@ -296,7 +297,7 @@ def _build(path: Path, job: Job, folder: Path) -> State:
                 last.rows.clear()
             elif last.rows:
                 pending.append((last, pool.submit(piece_of, last.rows, job)))
-            while len(pending) > 1:
+            while len(pending) > WORKERS:
                 put()
         while pending:
             put()

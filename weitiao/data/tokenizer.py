@@ -3,30 +3,34 @@
     options = TokenizerOptions(kind="bpe", vocab_size=5000, isolate_chinese=True, special_tokens=["<|user|>"])
     folder = train(["你好，世界", "hello world"], options, "my-tokenizer")
 
-``bpe`` works on bytes, so that any text comes back exactly; the other kinds map what they never saw to ``unk_token``.
+``bpe`` and the SentencePiece kinds spell in bytes what they never saw, so that any text comes back exactly; the others
+map it to ``unk_token``.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from pydantic import Field, model_validator
 
+from weitiao import config
 from weitiao.config import Options, build
-from weitiao.data.tokenizer_kinds import TRAINERS
+from weitiao.data import tokenizer_sentencepiece
+from weitiao.data.tokenizer_kinds import BYTES, TRAINERS
 from weitiao.errors import InputError, say, t
 from weitiao.runs import write_atomic
+from weitiao.weights import sentencepiece
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-Kind = Literal["bpe", "wordpiece", "unigram", "word", "char"]
-BYTES = 256
+Kind = Literal["bpe", "wordpiece", "unigram", "word", "char", "jieba", "sentencepiece", "sentencepiece-bpe"]
+KINDS = "bpe, wordpiece, unigram, word, char, jieba, sentencepiece or sentencepiece-bpe"
 
 
 class TokenizerOptions(Options):
@@ -34,10 +38,11 @@ class TokenizerOptions(Options):
 
     kind: Kind = Field(
         default="bpe",
-        description="bpe: merges of bytes, loses nothing; wordpiece, unigram; word: by spaces; char: characters",
+        description="bpe: merges of bytes, loses nothing; wordpiece, unigram; word: by spaces; char: characters;"
+        " jieba: words as jieba cuts them; sentencepiece, sentencepiece-bpe: unigram or merges, with a tokenizer.model",
     )
     vocab_size: int = Field(
-        default=8000, ge=2, description="tokens at most, the special ones and bpe's 256 bytes included"
+        default=8000, ge=2, description="tokens at most, the special ones and, where bytes are tokens, these included"
     )
     min_frequency: int = Field(
         default=2, ge=1, description="how often a pair, word or character must occur to become a token"
@@ -67,8 +72,11 @@ class TokenizerOptions(Options):
     @model_validator(mode="after")
     def _room_for_the_fixed_tokens(self) -> TokenizerOptions:
         needed = len(self.fixed_tokens()) + (BYTES if self.kind == "bpe" else 1)
+        needed += BYTES if self.kind in tokenizer_sentencepiece.KINDS else 0
         if any(not token for token in self.fixed_tokens()):
             raise ValueError(t("a special token is empty"))
+        if self.kind == "jieba" and (self.isolate_chinese or self.isolate_words or self.isolate_digits):
+            raise ValueError(t("kind jieba takes the words that jieba finds; isolate_… are for the other kinds"))
         if self.vocab_size < needed:
             raise ValueError(
                 t(
@@ -96,15 +104,25 @@ class TokenizerOptions(Options):
 def train(texts: Iterable[str], options: TokenizerOptions, folder: str | Path) -> Path:
     """Train on ``texts`` (any iterable, read once) and write ``folder``: the same texts give the same bytes.
 
-    Writes tokenizer.json, tokenizer_config.json, special_tokens_map.json and, if the options have one,
-    chat_template.jinja. InputError when there is no text, or the chat template's file is missing.
+    Writes tokenizer.json, tokenizer_config.json, special_tokens_map.json, of a SentencePiece kind tokenizer.model and,
+    if the options have one, chat_template.jinja. InputError when there is no text, or the chat template's file is
+    missing.
     """
-    template = _chat_template(options.chat_template)
-    counted = _Counted(texts)
-    tokenizer = TRAINERS[options.kind](counted, options)
+    template, folder = _chat_template(options.chat_template), Path(folder)
+    counted, content = _Counted(texts), b""
+    if options.kind in tokenizer_sentencepiece.KINDS:
+        content = tokenizer_sentencepiece.train(counted, options)
+        tokenizer = None
+    else:
+        tokenizer = TRAINERS[options.kind](counted, options)
     if not counted.characters:
         raise InputError(t("nothing to train a tokenizer on: there is no text"))
-    folder = Path(folder)
+    if tokenizer is None:
+        if not content:
+            message = "nothing to train a tokenizer on: no character occurs {times} times"
+            raise InputError(t(message, times=options.min_frequency))
+        write_atomic(folder / tokenizer_sentencepiece.FILES[0], content)
+        tokenizer = sentencepiece.build(sentencepiece.read(folder / tokenizer_sentencepiece.FILES[0]))
     named = options.named_tokens()
     extra = [token for token in options.fixed_tokens() if token not in named.values()]
     config = {
@@ -180,10 +198,11 @@ def measure(tokenizer: Tokenizer, texts: Iterable[str]) -> dict[str, Any]:
 
 def train_verb(
     files: Annotated[
-        list[str], typer.Argument(help="files of rows or text, and data options such as columns.text=正文")
+        list[str],
+        typer.Argument(help="files of rows or text, and options such as columns.text=正文 or unk_token=[UNK]"),
     ],
     output: Annotated[Path, typer.Option(help="the folder to write")],
-    kind: Annotated[str, typer.Option(help="bpe, wordpiece, unigram, word or char")] = "bpe",
+    kind: Annotated[str, typer.Option(help=KINDS)] = "bpe",
     vocab_size: Annotated[int, typer.Option(help="tokens at most")] = 8000,
     min_frequency: Annotated[int, typer.Option(help="how often something occurs before it becomes a token")] = 2,
     isolate_chinese: Annotated[bool, typer.Option(help="no token joins two Chinese characters")] = False,
@@ -211,24 +230,44 @@ def train_verb(
         "special_tokens": special or [],
         "chat_template": chat_template,
     }
-    options = build(TokenizerOptions, values)
+    words, settings = _settings(files)
+    options = build(TokenizerOptions, config.read(values, settings))
     if (output / "tokenizer.json").exists() and not overwrite:
         raise InputError(t("{path}: holds a tokenizer; --overwrite replaces it", path=output))
-    sources = read_all(*arguments(files, skip_bad))
+    sources = read_all(*arguments(words, skip_bad))
     for line in (line for source in sources for line in source.said):
         print(line, file=sys.stderr)
     texts = [text_of(row) for source in sources for row in source.rows]
     folder = train(texts, options, output)
-    found = measure(Tokenizer.from_file(str(folder / "tokenizer.json")), texts)
-    if found["vocabulary"] < vocab_size:
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    found = measure(tokenizer, texts)
+    if options.kind == "jieba":
+        from weitiao.data.tokenizer_jieba import agreement
+
+        found["as_jieba"] = agreement(tokenizer, texts)
+    if found["vocabulary"] < options.vocab_size:
         message = "the text gives {found} tokens, not {asked}: nothing else occurs {times} times"
-        say(message, found=found["vocabulary"], asked=vocab_size, times=min_frequency)
+        say(message, found=found["vocabulary"], asked=options.vocab_size, times=options.min_frequency)
     if as_json:
-        print(json.dumps({"folder": str(folder), "kind": kind, **found}, ensure_ascii=False))
+        print(json.dumps({"folder": str(folder), "kind": options.kind, **found}, ensure_ascii=False))
         return
-    for key, label in labels().items():
-        print(f"{label}\t{found[key]}")
+    for key, label in (labels() | {"as_jieba": t("jieba's words that are one token")}).items():
+        if key in found:
+            print(f"{label}\t{found[key]}")
     print(folder)
+
+
+def _settings(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """A command line's words without the tokenizer's options, and these: ``unk_token=[UNK]``, also by the name that a
+    recipe has for them."""
+    files: list[str] = []
+    found: list[str] = []
+    for word in words:
+        key, sign, value = word.partition("=")
+        key = key.removeprefix("model.tokenizer.")
+        own = sign and key in TokenizerOptions.model_fields and not Path(word).exists()
+        found.append(f"{key}={value}") if own else files.append(word)
+    return files, found
 
 
 def labels() -> dict[str, str]:

@@ -100,7 +100,9 @@ def _seconds(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> float:
 
 
 def verb(
-    models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="models, runs or tokenizer folders")],
+    models: Annotated[
+        list[str], typer.Argument(metavar="MODEL...", help="models, runs, tokenizer folders, SentencePiece files")
+    ],
     text: Annotated[
         list[str] | None, typer.Option(metavar="KIND=FILE", help="rows or text to compare on, such as zh=news.txt")
     ] = None,
@@ -143,14 +145,10 @@ def _texts(words: Sequence[str]) -> dict[str, list[str]]:
 
 def _tokenizers(models: Sequence[str]) -> dict[str, PreTrainedTokenizerFast]:
     """The tokenizers by the names they were given by; one InputError with all that cannot be loaded."""
-    from weitiao.models.load import load_tokenizer
-    from weitiao.runs import Run, is_run
-    from weitiao.weights import fetch
-
     found, problems = {}, []
     for name in dict.fromkeys(models):
         try:
-            tokenizer = load_tokenizer(Run.open(name).final if is_run(name) else fetch.resolve(name))
+            tokenizer = _tokenizer(name)
             if not tokenizer.is_fast:
                 raise InputError(t("{tokenizer}: needs a tokenizer.json (a fast tokenizer)", tokenizer=name))
             found[name] = tokenizer
@@ -159,6 +157,21 @@ def _tokenizers(models: Sequence[str]) -> dict[str, PreTrainedTokenizerFast]:
     if problems:
         raise InputError(problems)
     return found
+
+
+def _tokenizer(name: str) -> PreTrainedTokenizerFast:
+    """That of a run, a model, a folder, or a SentencePiece file."""
+    from transformers import PreTrainedTokenizerFast
+
+    from weitiao.models.load import load_tokenizer
+    from weitiao.runs import Run, is_run
+    from weitiao.weights import fetch, sentencepiece
+
+    if Path(name).suffix == ".model" and Path(name).is_file():
+        model = sentencepiece.read(Path(name))
+        unknown = next((piece for piece, _, kind in model.pieces if kind == sentencepiece.UNKNOWN), None)
+        return PreTrainedTokenizerFast(tokenizer_object=sentencepiece.build(model), unk_token=unknown)
+    return load_tokenizer(Run.open(name).final if is_run(name) else fetch.resolve(name))
 
 
 def _lines(found: Mapping[str, Any]) -> Iterator[list[str]]:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from weitiao.data.tokenizer import TokenizerOptions
 
+BYTES = 256
 WORDPIECE_PREFIX = "##"
 WORD = r"\p{N}+(?:\.\p{N}+)?|[\p{L}_]+"  # 4.6, min_price
 # What bpe merges within if words stand alone: those, signs with the space before them, and other space.
@@ -30,18 +31,24 @@ def _common(options: TokenizerOptions) -> dict[str, Any]:
     }
 
 
-def _cutter(options: TokenizerOptions, *last: PreTokenizer) -> PreTokenizer:
-    """What cuts a text before any merging: where Chinese characters and digits stand alone, then ``last``."""
+def cuts(options: TokenizerOptions) -> list[PreTokenizer]:
+    """What cuts a text before any merging: Chinese characters, digits and words that stand alone."""
     from tokenizers import Regex, pre_tokenizers
 
-    cuts: list[PreTokenizer] = []
+    found: list[PreTokenizer] = []
     if options.isolate_chinese:
-        cuts.append(pre_tokenizers.Split(Regex(r"\p{Han}"), "isolated"))
+        found.append(pre_tokenizers.Split(Regex(r"\p{Han}"), "isolated"))
     if options.isolate_digits:
-        cuts.append(pre_tokenizers.Digits(individual_digits=True))
+        found.append(pre_tokenizers.Digits(individual_digits=True))
     if options.isolate_words:
-        cuts.append(pre_tokenizers.Split(Regex(WORD), "isolated"))
-    return pre_tokenizers.Sequence([*cuts, *last])
+        found.append(pre_tokenizers.Split(Regex(WORD), "isolated"))
+    return found
+
+
+def _cutter(options: TokenizerOptions, *last: PreTokenizer) -> PreTokenizer:
+    from tokenizers import pre_tokenizers
+
+    return pre_tokenizers.Sequence([*cuts(options), *last])
 
 
 def _bpe(texts: Iterable[str], options: TokenizerOptions) -> Tokenizer:
@@ -87,7 +94,7 @@ def _wordpiece(texts: Iterable[str], options: TokenizerOptions) -> Tokenizer:
 
     common = _common(options)
     # A character may need two tokens: one that begins a word, one (##) within it.
-    parts = _without_rare(texts, options, (options.vocab_size - len(options.fixed_tokens())) // 2)
+    parts = without_rare(texts, options, (options.vocab_size - len(options.fixed_tokens())) // 2)
     cutter = _cutter(options, pre_tokenizers.BertPreTokenizer())
     # The trainer numbers the ## characters in the order of a hash table that differs from run to run, and that order
     # decides ties. Given as special tokens they come first and sorted; they are none in the tokenizer that is kept.
@@ -123,7 +130,7 @@ def _unigram(texts: Iterable[str], options: TokenizerOptions) -> Tokenizer:
 
     common = _common(options)
     cutter = _cutter(options, pre_tokenizers.Metaspace(prepend_scheme="never"))
-    parts = _without_rare(texts, options, options.vocab_size - len(options.fixed_tokens()) - 1)
+    parts = without_rare(texts, options, options.vocab_size - len(options.fixed_tokens()) - 1)
     draft = Tokenizer(models.Unigram())
     draft.pre_tokenizer = cutter
     draft.train_from_iterator(parts, trainers.UnigramTrainer(unk_token=options.unk_token, **common))
@@ -153,7 +160,7 @@ def _settled(pieces: list[tuple[str, float]]) -> list[tuple[str, float]]:
     return sorted(((piece, settled(piece, score)) for piece, score in pieces), key=lambda item: (-item[1], item[0]))
 
 
-def _without_rare(texts: Iterable[str], options: TokenizerOptions, most: int) -> list[str]:
+def without_rare(texts: Iterable[str], options: TokenizerOptions, most: int) -> list[str]:
     """The texts cut at every character that is rarer than ``min_frequency`` or beyond the ``most`` frequent ones."""
     held = list(texts)
     counts: Counter[str] = Counter()
@@ -165,10 +172,17 @@ def _without_rare(texts: Iterable[str], options: TokenizerOptions, most: int) ->
     return [part for text in held for part in text.translate(cut).split("\0") if part]
 
 
+def _jieba(texts: Iterable[str], options: TokenizerOptions) -> Tokenizer:
+    from weitiao.data import tokenizer_jieba
+
+    return tokenizer_jieba.train(texts, options)
+
+
 TRAINERS: dict[str, Callable[[Iterable[str], TokenizerOptions], Tokenizer]] = {
     "bpe": _bpe,
     "wordpiece": _wordpiece,
     "unigram": _unigram,
     "word": _word,
     "char": _char,
+    "jieba": _jieba,
 }
