@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test matrix check-elsewhere plan-grid lint base clean FORCE
+.PHONY: help setup demo test matrix check-elsewhere plan-grid fuzz lint base clean FORCE
 .PHONY: soak-fetch soak-files soak-secrets soak-tokenise soak-kill soak-rot soak-disk soak-nan soak-trainer
 
 help: ## this list
@@ -45,6 +45,9 @@ soak-fetch: setup ## 1,000 seeded schedules of download faults; goes on where it
 
 soak-files: setup ## 650 hostile and 130 valid files through every entry point, watched (ten minutes; goes on where it was)
 	$(BIN)/python -m tests.hostile.soak runs/soak-files
+
+fuzz: setup ## 200,000 sound files with a few bytes changed through the parsers of files from outside (minutes)
+	$(BIN)/python -m tests.hostile.fuzz 200000
 
 soak-secrets: setup ## planted secrets through train, crash, resume and merge; every byte searched (goes on where it was)
 	$(BIN)/python -m tests.hostile.planted runs/soak-secrets 5

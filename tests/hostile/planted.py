@@ -97,7 +97,7 @@ def journey(folder: Path, seed: int, failures: int | None = None) -> list[str]:
     train = subprocess.Popen(
         [*program, "train", str(recipe)], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
-    end = time.monotonic() + 240
+    end = time.monotonic() + 1800
     while train.poll() is None and time.monotonic() < end and not list((folder / "run").glob("checkpoints/step-*")):
         lines += children(train.pid)
         time.sleep(0.02)
@@ -142,7 +142,7 @@ def fetch(folder: Path, planted: Mapping[str, str], program: list[str], environm
         words = [*program, "org/base", "--to", str(given / "fetched"), "--mirror", address]
         own = {**environment, "HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0"}
         first = subprocess.Popen(words, env=own, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        end = time.monotonic() + 120
+        end = time.monotonic() + 600
         while first.poll() is None and not hub.sent and time.monotonic() < end:
             time.sleep(0.01)
         first.kill()

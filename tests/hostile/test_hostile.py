@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.hostile import corpus, soak
+from tests.hostile import corpus, fuzz, soak
 from tests.hostile.case import CANARY, Case
 from tests.hostile.pickled import argument, call
 from tests.hostile.valid import valid
@@ -37,6 +37,10 @@ def test_a_sample_is_refused_or_opened_as_it_must_be():
     rows = [soak.run(case) for case in sample()]
     slow = [row for row in rows if any(text.endswith(" s") for text in row["wrong"])]  # no test depends on the machine
     assert not [(row["name"], row["wrong"]) for row in rows if row["wrong"] and row not in slow]
+
+
+def test_changed_bytes_are_read_or_refused_and_nothing_else(tmp_path: Path):
+    assert not [fault for fault in fuzz.faults(range(600), tmp_path) if not fault.endswith(" s")]
 
 
 def test_there_are_as_many_as_are_promised():

@@ -9,6 +9,7 @@ and TorchScript, which is a program, are refused. Nothing but sizes and names is
 
 from __future__ import annotations
 
+import mmap
 import struct
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -38,7 +39,7 @@ def describe(path: Path, timed: Callable[[int], None] = lambda _: None) -> dict[
         if start == archive.LOCAL:
             form, (tree, places) = "zip archive of torch", _zipped(path, file, timed)
         else:
-            form, (tree, places) = "stream of torch before 1.6", _streamed(file, path.stat().st_size, timed)
+            form, (tree, places) = "stream of torch before 1.6", _streamed(path, file, timed)
     tensors, holds, left_out = _weights(tree)
     rows = [_row(name, tensor, places) for name, tensor in tensors.items()]
     return {"form": form, "holds": holds, "tensors": rows, "left_out": left_out}
@@ -64,13 +65,13 @@ def _content(file: BinaryIO, entry: Entry, limit: int) -> bytes:
     return file.read(entry.bytes)
 
 
-def _streamed(file: BinaryIO, size: int, timed: Callable[[int], None]) -> tuple[Any, dict[str, Entry]]:
-    head = file.read(512)
-    file.seek(0)
+def _streamed(path: Path, source: BinaryIO, timed: Callable[[int], None]) -> tuple[Any, dict[str, Entry]]:
+    head, size = source.read(512), path.stat().st_size
     if head[257:262] == b"ustar":
         raise Refused("it is a tar archive, the form of torch before 0.1.10")
     if head[:1] != b"\x80":
         raise Refused("it is neither an archive nor a pickle of torch")
+    file: Any = mmap.mmap(source.fileno(), 0, access=mmap.ACCESS_READ)  # never reads more than there is, as files try
     if pickles.read(file) != MAGIC or pickles.read(file) != PROTOCOL:
         raise Refused("it is a pickle, but not one of torch")
     system = pickles.read(file)
