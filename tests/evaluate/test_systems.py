@@ -201,7 +201,7 @@ def test_one_command_compares_everything_and_writes_it_down(tuned, tiny_llama, c
     assert "fewer than 30" in text and "chosen on" in text
     assert json.loads((folder / "compare.json").read_text(encoding="utf-8")) == again
     page = (tuned / "run" / "report.html").read_text(encoding="utf-8")
-    assert "Was tuning worth it?" in page and page.count("data:image/png;base64,") == 2 and "<script" not in page
+    assert "Was tuning worth it?" in page and page.count("data:image/png;base64,") == 3 and "<script" not in page
     assert (folder / "predictions-base_few_shot.jsonl").read_text().count("\n") == 6
 
 

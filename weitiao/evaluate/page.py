@@ -30,12 +30,14 @@ pre { padding: 0.6rem; overflow-x: auto; }
 IMAGE = re.compile(r'<img src="([^":]+)"')
 
 
-def write_page(source: str | Path, more: Sequence[str | Path] = ()) -> Path:
-    """Write the page of a Markdown file, and of ``more`` behind it, beside it as .html; returns its path. A picture
-    that is not there is left as it is; what looks like HTML in the text stays text."""
+def write_page(source: str | Path, more: Sequence[str | Path] = (), before: str = "") -> Path:
+    """Write the page of a Markdown file, with the Markdown ``before`` it and the files ``more`` behind it, beside it as
+    .html; returns its path. A picture that is not there is left as it is; what looks like HTML in the text stays
+    text."""
     source = Path(source)
-    parts = [body(Path(path).read_text(encoding="utf-8"), Path(path).parent) for path in (source, *more)]
-    title = re.search(r"^# (.+)$", source.read_text(encoding="utf-8"), re.M)
+    texts = [(Path(path).read_text(encoding="utf-8"), Path(path).parent) for path in (source, *more)]
+    parts = [body(text, folder) for text, folder in ([(before, source.parent)] if before else []) + texts]
+    title = re.search(r"^# (.+)$", texts[0][0], re.M)
     name = html.escape(title[1] if title else source.stem)
     head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{name}</title>'
     text = f'<!doctype html>\n<html lang="{language()}"><head>{head}<style>{STYLE}</style></head>\n<body>\n'

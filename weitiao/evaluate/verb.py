@@ -106,7 +106,7 @@ def compare_verb(
     values = {"task": task, "data": data, "shot_data": shot_data, "judge": judge, "seed": seed, "per_byte": per_byte}
     options = build(EvaluateOptions, {**values, "max_new_tokens": max_new_tokens, "batch_size": batch_size})
     from weitiao.evaluate import contrast
-    from weitiao.evaluate.page import write_page
+    from weitiao.evaluate.summary import write_run_page
     from weitiao.evaluate.systems import compare
 
     folder = output or (Path(models[0]) / "compare" if is_run(models[0]) else None)
@@ -125,7 +125,7 @@ def compare_verb(
     if folder is not None:
         _write(folder, comparison.systems, found, text)
         if output is None and (folder.parent / "report.md").is_file():  # the run's own page shows it too
-            write_page(folder.parent / "report.md", [folder / "compare.md"])
+            write_run_page(folder.parent)
         say("report: {path}", path=folder / "compare.html")
     print(json.dumps(found, ensure_ascii=False) if as_json else text, end="\n" if as_json else "")
 

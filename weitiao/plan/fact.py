@@ -1,6 +1,6 @@
 """Plan against fact: the report of a finished run.
 
-report(recipe, run, ready, done, figures={})        # report.md and loss.png
+report(recipe, run, ready, done, figures={})        # report.md, report.json and loss.png
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from typing import Annotated, Any
 import typer
 
 from weitiao.errors import InputError, RunError, say, t
+from weitiao.evaluate import summary
 from weitiao.evaluate.compare import listing, markdown, shown
-from weitiao.evaluate.page import write_page
 from weitiao.evaluate.plot import curves
 from weitiao.evaluate.tasks import evaluate
 from weitiao.generate.toolset import save_toolset
@@ -133,16 +133,19 @@ def report(
     outcome: Mapping[str, str] = MappingProxyType({}),
 ) -> Path:
     """Write ``loss.png`` and ``report.md``: what was run, plan against fact, the curves, the measures, and the commands
-    that go on from here. ``outcome``: what the method says of its result."""
+    that go on from here; ``report.json`` has the same for programs, and for the summary of ``weitiao report``.
+    ``outcome``: what the method says of its result."""
     plan, metrics, peak = ready.plan, run.metrics(), peak_bytes()
     curves(metrics, run.path / "loss.png")
     held = done.disk_bytes + (done.paged_bytes if plan.device == "cpu" else 0)
     planned, took = plan.total_seconds, sum(record.get("seconds", 0.0) for record in metrics)
-    compared = [
-        [t("peak memory"), size(plan.host_peak_bytes), "–" if peak is None else size(peak)],
-        [t("time"), "–" if planned is None else duration(planned), duration(took)],
-        [t("disk"), size(plan.disk_bytes), size(max(held, folder_bytes(run.path)))],
-    ]
+    cost = {
+        "memory": {"planned": size(plan.host_peak_bytes), "measured": "–" if peak is None else size(peak)},
+        "time": {"planned": "–" if planned is None else duration(planned), "measured": duration(took)},
+        "disk": {"planned": size(plan.disk_bytes), "measured": size(max(held, folder_bytes(run.path)))},
+    }
+    names = {"memory": t("peak memory"), "time": t("time"), "disk": t("disk")}
+    compared = [[names[key], one["planned"], one["measured"]] for key, one in cost.items()]
     parts = [
         f"# {run.path.absolute().name}\n",
         markdown(["", ""], [*_facts(recipe, ready, done), *map(list, outcome.items())]),
@@ -162,7 +165,37 @@ def report(
     measure = command("weitiao", "eval", run.path, "--task", "classify" if labels else "perplexity", "--data", "FILE")
     chat = [] if labels else [command("weitiao", "chat", run.path)]
     parts.append("\n".join([f"## {t('Next')}", "", "```sh", *chat, measure, "```", ""]))
+    told = _told(recipe, ready, done, metrics) | {"cost": cost, "figures": figures, "outcome": dict(outcome)}
+    run.write("report.json", {"run": str(run.path), "result": str(run.final), **told})
     return run.write("report.md", "\n".join(part for part in parts if part))
+
+
+def _told(recipe: Sections, ready: Prepared, done: Fit, metrics: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The facts of ``report.json``: numbers and names, no sentences, so that they are told in any language."""
+    options = recipe.method.model_dump(mode="json")
+    classify, chat = recipe.task.name == "classify", recipe.task.name not in ("classify", "pretrain")
+    task = "classify" if classify else "perplexity" if not chat else "dialogue" if ready.tools else "generate"
+    losses = [line["validation"].get("loss") for line in metrics if line.get("validation")]
+    return {
+        "base": ready.model.path if recipe.model.config is None else None,
+        "method": options.pop("name"),
+        "method_options": options,
+        "saves": recipe.method.saves,
+        "trainable_parameters": ready.plan.trainable_parameters,
+        "parameters": ready.plan.parameters,
+        "data": [one.path for one in recipe.data.sources],
+        "examples": len(ready.train),
+        "epochs": metrics[-1]["epoch"] if metrics else 0.0,
+        "steps": done.steps,
+        "best_step": done.best_step,
+        "best_by": recipe.train.best,
+        "best_metric": done.best_metric,
+        "curves": (verdict := judged(metrics)) and asdict(verdict),
+        "validation_losses": [loss for loss in losses if isinstance(loss, float)],
+        "task": recipe.evaluate.task if recipe.evaluate else task,
+        "test": measured_on(recipe),
+        "chats": not classify,
+    }
 
 
 def _facts(recipe: Sections, ready: Prepared, done: Fit) -> list[list[str]]:
@@ -216,18 +249,22 @@ def verb(
     folder: Annotated[Path, typer.Argument(metavar="RUN", help="a run folder")],
     as_json: Annotated[bool, typer.Option("--json", help="one JSON object on stdout")] = False,
 ) -> None:
-    """The report of a run."""
+    """What a run came to, for a reader who has never tuned a model: on the terminal, and as report.html."""
     run = Run.open(folder)
     run = run.stages[-1] if run.stages else run
+    facts, compared = summary.read(run.path)
+    answers = summary.summary(facts, compared) if facts else []
     if as_json:
         lines = run.metrics()
         steps = [line for line in lines if "loss" in line]
         measured = [line["validation"] for line in lines if line.get("validation")]
-        found = {"run": str(run.path), "finished": run.finished, "last_step": steps[-1] if steps else None}
-        found |= {"validation": measured[-1] if measured else None, "curves": (v := judged(lines)) and asdict(v)}
-        print(json.dumps(found, ensure_ascii=False))
+        found = {**(facts or {}), "run": str(run.path), "finished": run.finished}
+        found |= {"last_step": steps[-1] if steps else None, "validation": measured[-1] if measured else None}
+        found |= {"curves": (v := judged(lines)) and asdict(v), "answers": [asdict(one) for one in answers]}
+        print(json.dumps(found | {"compare": compared}, ensure_ascii=False))
     elif (run.path / "report.md").is_file():
-        print((run.path / "report.md").read_text(encoding="utf-8"), end="")
+        short = summary.text(answers, facts) if facts else ""
+        print(short + (run.path / "report.md").read_text(encoding="utf-8"), end="")
         page(run)
     else:
         again = command("weitiao", "train", "--resume", folder)
@@ -235,10 +272,9 @@ def verb(
 
 
 def page(run: Run) -> None:
-    """Write ``report.html``: the run's report and, if it was compared, the comparison, as one page without anything
-    beside it; where the folder cannot be written to, that is said."""
-    compared = run.path / "compare" / "compare.md"
+    """Write ``report.html``, one page without anything beside it; where the folder cannot be written to, that is
+    said."""
     try:
-        say("as a page: {path}", path=write_page(run.path / "report.md", [compared] if compared.is_file() else []))
+        say("as a page: {path}", path=summary.write_run_page(run.path))
     except RunError as error:
         say("{line}", line=error)
