@@ -30,57 +30,66 @@ typedef struct {
 #define DOTS 4   /* rows of a weight, and of x, that are multiplied together */
 #define SHARE 32 /* rows of a weight that a thread takes at a time */
 
-/* to[b * step + n] (+)= the products of high rows of x with wide rows of a weight. */
-INLINE void dot_tile(const int high, const int wide, const bf16 *x, size x_step, const bf16 *weight, size columns,
-                     float *to, size step, int add) {
-    __m512 sum[DOTS][DOTS];
-    for (int b = 0; b < high; b++)
-        for (int n = 0; n < wide; n++) sum[b][n] = _mm512_setzero_ps();
-    for (size k = 0; k < columns; k += 32) {
-        __mmask32 kept = columns - k >= 32 ? 0xffffffffu : (1u << (columns - k)) - 1;
-        __m512bh left[DOTS];
-#pragma GCC unroll 4
-        for (int b = 0; b < high; b++) left[b] = (__m512bh)_mm512_maskz_loadu_epi16(kept, x + b * x_step + k);
-#pragma GCC unroll 4
-        for (int n = 0; n < wide; n++) {
-            __m512bh right = (__m512bh)_mm512_maskz_loadu_epi16(kept, weight + n * columns + k);
-#pragma GCC unroll 4
-            for (int b = 0; b < high; b++) sum[b][n] = _mm512_dpbf16_ps(sum[b][n], left[b], right);
-        }
-    }
-    for (int b = 0; b < high; b++)
-        for (int n = 0; n < wide; n++) {
-            float found = _mm512_reduce_add_ps(sum[b][n]);
-            to[b * step + n] = add ? to[b * step + n] + found : found;
-        }
+/* The sums of four registers. */
+INLINE __m128 four_sums(__m512 a, __m512 b, __m512 c, __m512 d) {
+    __m512d ab = (__m512d)_mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+    __m512d cd = (__m512d)_mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
+    __m512 all = _mm512_add_ps((__m512)_mm512_unpacklo_pd(ab, cd), (__m512)_mm512_unpackhi_pd(ab, cd));
+    __m256 half = _mm256_add_ps(_mm512_castps512_ps256(all), _mm512_extractf32x8_ps(all, 1));
+    return _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
 }
 
-#define DOT_TILES(high)                                                                                                \
-    switch (wide) {                                                                                                    \
-    case 1: dot_tile(high, 1, x, x_step, weight, columns, to, step, add); break;                                       \
-    case 2: dot_tile(high, 2, x, x_step, weight, columns, to, step, add); break;                                       \
-    case 3: dot_tile(high, 3, x, x_step, weight, columns, to, step, add); break;                                       \
-    default: dot_tile(high, 4, x, x_step, weight, columns, to, step, add);                                             \
+/* to[b * step + n * apart] (+)= the products of high rows of x with wide rows of a weight, DOTS or one, that are apart
+ * rows from each other. */
+INLINE void dot_tile(const int high, const int wide, const bf16 *x, size x_step, const bf16 *weight, size apart,
+                     size columns, float *to, size step, int add) {
+    __m512 sum[DOTS][DOTS];
+    for (int b = 0; b < DOTS; b++)
+        for (int n = 0; n < DOTS; n++) sum[b][n] = _mm512_setzero_ps();
+    for (size k = 0; k < columns; k += 32) {
+        __mmask32 kept = columns - k >= 32 ? 0xffffffffu : (1u << (columns - k)) - 1;
+        __m512bh right[DOTS];
+#pragma GCC unroll 4
+        for (int n = 0; n < wide; n++)
+            right[n] = (__m512bh)_mm512_maskz_loadu_epi16(kept, weight + n * apart * columns + k);
+#pragma GCC unroll 4
+        for (int b = 0; b < high; b++) {
+            __m512bh left = (__m512bh)_mm512_maskz_loadu_epi16(kept, x + b * x_step + k);
+#pragma GCC unroll 4
+            for (int n = 0; n < wide; n++) sum[b][n] = _mm512_dpbf16_ps(sum[b][n], left, right[n]);
+        }
+    }
+    for (int one = 0; one < (wide == 1 ? 1 : high); one++) { /* row by row of x, or all rows at once */
+        __m512 *line = sum[one];
+        float four[DOTS];
+        _mm_storeu_ps(four, wide == 1 ? four_sums(sum[0][0], sum[1][0], sum[2][0], sum[3][0])
+                                      : four_sums(line[0], line[1], line[2], line[3]));
+        for (int i = 0; i < (wide == 1 ? high : wide); i++) {
+            float *place = wide == 1 ? to + i * step : to + one * step + i * apart;
+            *place = add ? *place + four[i] : four[i];
+        }
+    }
+}
+
+#define DOT_ROWS(wide, n)                                                                                              \
+    for (size b = 0; b < batch; b += DOTS) {                                                                           \
+        const bf16 *rows = x + b * x_step, *line = weight + (n) * columns;                                             \
+        float *place = to + b * step + (n);                                                                            \
+        switch (batch - b) {                                                                                           \
+        case 1: dot_tile(1, wide, rows, x_step, line, apart, columns, place, step, add); break;                        \
+        case 2: dot_tile(2, wide, rows, x_step, line, apart, columns, place, step, add); break;                        \
+        case 3: dot_tile(3, wide, rows, x_step, line, apart, columns, place, step, add); break;                        \
+        default: dot_tile(4, wide, rows, x_step, line, apart, columns, place, step, add);                              \
+        }                                                                                                              \
     }
 
-/* to [batch, count] (+)= x [batch, columns] weightᵀ. */
+/* to [batch, count] (+)= x [batch, columns] weightᵀ. Four rows of the weight at once, far from each other: each quarter is
+ * read from its beginning to its end, which the processor fetches ahead twice as fast as neighbours in turn. */
 static void dots(const bf16 *x, size x_step, size batch, const bf16 *weight, size columns, float *to, size step,
                  size count, int add) {
-    for (size n = 0; n < count; n += DOTS, weight += DOTS * columns, to += DOTS) {
-        size wide = count - n < DOTS ? count - n : DOTS;
-        const bf16 *first = x;
-        float *begin = to;
-        for (size b = 0; b < batch; b += DOTS, x += DOTS * x_step, to += DOTS * step) {
-            switch (batch - b) {
-            case 1: DOT_TILES(1); break;
-            case 2: DOT_TILES(2); break;
-            case 3: DOT_TILES(3); break;
-            default: DOT_TILES(4);
-            }
-        }
-        x = first;
-        to = begin;
-    }
+    size apart = count / DOTS;
+    for (size n = 0; n < apart; n++) DOT_ROWS(DOTS, n)
+    for (size n = DOTS * apart; n < count; n++) DOT_ROWS(1, n)
 }
 
 /* Rows from .. from + count of a linear's output, to [batch, count]; small [batch, rank] is x aᵀ; room for DOTS rows of

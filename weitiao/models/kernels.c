@@ -181,35 +181,18 @@ void NAME(rounded)(const E *x, size x_step, const float *scales, int8_t *out, si
         int8_t *o = out + row * step;
         uint32_t most = 0;
         int32_t sum = 0;
-        if (scales) {
 #pragma omp simd reduction(max : most)
-            for (size i = 0; i < width; i++) {
-                uint32_t bits = float_bits(GET_E(in[i]) * scales[i]) & 0x7fffffffu;
-                most = bits > most ? bits : most;
-            }
-        } else {
-#pragma omp simd reduction(max : most)
-            for (size i = 0; i < width; i++) {
-                uint32_t bits = float_bits(GET_E(in[i])) & 0x7fffffffu;
-                most = bits > most ? bits : most;
-            }
+        for (size i = 0; i < width; i++) {
+            uint32_t bits = float_bits(GET_E(in[i]) * (scales ? scales[i] : 1.0f)) & 0x7fffffffu;
+            most = bits > most ? bits : most;
         }
         float largest = bits_float(most), turn = most ? 127.0f / largest : 0.0f;
         sizes[row] = largest / 127.0f;
-        if (scales) {
 #pragma omp simd reduction(+ : sum)
-            for (size i = 0; i < width; i++) {
-                int32_t code = (int32_t)rintf(GET_E(in[i]) * scales[i] * turn);
-                o[i] = (int8_t)code;
-                sum += (int8_t)code;
-            }
-        } else {
-#pragma omp simd reduction(+ : sum)
-            for (size i = 0; i < width; i++) {
-                int32_t code = (int32_t)rintf(GET_E(in[i]) * turn);
-                o[i] = (int8_t)code;
-                sum += (int8_t)code;
-            }
+        for (size i = 0; i < width; i++) {
+            int32_t code = (int32_t)rintf(GET_E(in[i]) * (scales ? scales[i] : 1.0f) * turn);
+            o[i] = (int8_t)code;
+            sum += (int8_t)code;
         }
         memset(o + width, 0, step - width);
         sums[row] = sum;

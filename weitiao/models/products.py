@@ -66,7 +66,7 @@ def summed(
     if codes:
         return _coded(codes, plain, bias, onto)
     first, weight, across = plain[0]
-    shape = len(first), weight.shape[int(across)]
+    shape = first.shape[0], weight.shape[int(across)]
     if not available(first.dtype) or any(x.shape[1] % 2 for x, _, _ in plain):
         weight = weight if across else weight.t()
         total = torch.mm(first, weight) if bias is None else torch.addmm(bias.to(first.dtype), first, weight)
@@ -77,8 +77,9 @@ def summed(
     out = first.new_empty(shape) if out is None else out
     numbers: list[int] = []
     for x, weight, across in plain:
-        assert x.stride(1) == weight.stride(1) == 1 and x.dtype == weight.dtype == out.dtype
-        numbers += (x.data_ptr(), x.stride(0), x.shape[1], weight.data_ptr(), weight.stride(0), across)
+        (x_step, x_apart), (weight_step, weight_apart) = x.stride(), weight.stride()
+        assert x_apart == weight_apart == 1 and x.dtype == weight.dtype == out.dtype
+        numbers += (x.data_ptr(), x_step, x.shape[1], weight.data_ptr(), weight_step, across)
     assert onto is None or (onto.dtype == out.dtype and onto.stride() == out.stride())
     described = (ctypes.c_int64 * len(numbers))(*numbers)
     if kernels.run("products", described, len(parts), bias, onto, out, out.stride(0), *shape):
@@ -161,7 +162,7 @@ def outer(x: Tensor, y: Tensor, scale: float = 1.0, turned: bool = False) -> Ten
     rank, width = x.shape[1], y.shape[1]
     out = torch.empty((width, rank) if turned else (rank, width), dtype=torch.float32)
     steps = (1, rank) if turned else (width, 1)
-    if kernels.run("outer", x, x.stride(0), rank, y, y.stride(0), width, out, *steps, scale, len(x)):
+    if kernels.run("outer", x, x.stride(0), rank, y, y.stride(0), width, out, *steps, scale, x.shape[0]):
         raise MemoryError(f"outer: {list(out.shape)}")
     return out
 

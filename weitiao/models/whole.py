@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -69,10 +70,11 @@ class Block:
         alike = (self.offset, self.woven, self.curve, self.gates) == (0.0, False, kernels.SILU, GATE_UP)
         return alike and self.norms.keys() <= known
 
-    def gain(self, name: str) -> Tensor:
-        """What a norm multiplies with, float32."""
-        weight = self.norms[name][0].detach().float()
-        return weight + self.offset if self.offset else weight
+    @cached_property
+    def gains(self) -> dict[str, Tensor]:
+        """What each norm multiplies with, float32."""
+        wide = {name: weight.detach().float() for name, (weight, _) in self.norms.items()}
+        return {name: weight + self.offset for name, weight in wide.items()} if self.offset else wide
 
     def trained(self) -> list[Tensor]:
         """Its parameters that need gradients."""
@@ -206,17 +208,20 @@ def _groups(block: Block, names: Sequence[str], dtype: torch.dtype) -> list[_Gro
     return [
         _Group(
             [name for name, _ in group],
-            [_even(len(part.a)) for _, part in group],
-            torch.cat([pad(part.a, (0, 0, 0, len(part.a) % 2)) for _, part in group]).to(dtype),
-            [pad(part.b * part.scale, (0, len(part.a) % 2)).to(dtype) for _, part in group],
+            [part.a.shape[0] + part.a.shape[0] % 2 for _, part in group],
+            torch.cat([_evened(part.a, 0) for _, part in group]).to(dtype),
+            [_evened(part.b * part.scale, 1).to(dtype) for _, part in group],
             group[0][1].dropout,
         )
         for group in ([adapted] if alike and adapted else [[one] for one in adapted])
     ]
 
 
-def _even(rank: int) -> int:
-    return rank + rank % 2
+def _evened(matrix: Tensor, dimension: int) -> Tensor:
+    """With a zero more along ``dimension`` where the number there is odd."""
+    if matrix.shape[dimension] % 2 == 0:
+        return matrix
+    return pad(matrix, (0, 0, 0, 1) if dimension == 0 else (0, 1))
 
 
 class _Forward:
@@ -268,7 +273,7 @@ class _Forward:
         return out, (inverse, query, key, value, seen, middle, second, gate, up)
 
     def norm(self, name: str, x: Tensor, delta: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        return kernels.norm(x, self.block.gain(name), self.block.norms[name][1], self.dtype, delta)
+        return kernels.norm(x, self.block.gains[name], self.block.norms[name][1], self.dtype, delta)
 
     def behind(self, name: str, x: Tensor) -> Tensor:
         """What a norm behind a product makes of it, where there is one."""
@@ -288,7 +293,7 @@ class _Forward:
                 self.seeds[first] = kernels.drawn_seed()
                 read = kernels.dropped(x, group.dropout, self.seeds[first])
             self.small[first] = products.summed([(read, group.a, False)])
-            parts = zip(group.names, self.small[first].split(group.ranks, 1), group.b, strict=True)
+            parts = zip(group.names, self.small[first].split_with_sizes(group.ranks, 1), group.b, strict=True)
             adapters |= {name: (small, b, False) for name, small, b in parts}
         return {name: self.linear(name, x, onto, adapters.get(name)) for name in names}
 
@@ -326,13 +331,13 @@ class _Backward:
         """A norm's output again, where a gradient of one of its readers needs it."""
         if not any(self.block.linears[reader].trains for reader in readers):
             return None
-        return kernels.normed(x, self.block.gain(name), inverse, self.dtype)
+        return kernels.normed(x, self.block.gains[name], inverse, self.dtype)
 
     def norm(
         self, name: str, gradient: Tensor, x: Tensor, inverse: Tensor, residual: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """The gradient at a norm's input, twice: in the residual stream's dtype and for products."""
-        weight, gain = self.block.norms[name][0], self.block.gain(name)
+        weight, gain = self.block.norms[name][0], self.block.gains[name]
         wide, narrow, at_weight = kernels.norm_backward(gradient, x, gain, inverse, residual, weight.requires_grad)
         if at_weight is not None:
             self.found[id(weight)] = at_weight.to(weight.dtype)
@@ -362,8 +367,8 @@ class _Backward:
         """The gradients between the two matrices of a group of LoRAs, [N, ranks], made once."""
         first = group.names[0]
         if first not in self.inners:
-            self.inners[first] = inner = gradients[first].new_empty(len(gradients[first]), sum(group.ranks))
-            for name, b, out in zip(group.names, group.b, inner.split(group.ranks, 1), strict=True):
+            self.inners[first] = inner = gradients[first].new_empty(gradients[first].shape[0], group.a.shape[0])
+            for name, b, out in zip(group.names, group.b, inner.split_with_sizes(group.ranks, 1), strict=True):
                 products.summed([(gradients[name], b, True)], out=out)
         return self.inners[first]
 
@@ -380,9 +385,11 @@ class _Backward:
             assert x is not None  # a LoRA trains
             first = group.names[0]
             read = kernels.dropped(x, group.dropout, self.seeds[first]) if group.dropout else x
-            at_a = products.outer(self.inner(group, gradients), read).split(group.ranks)
-            for name, rows, small in zip(group.names, at_a, self.small[first].split(group.ranks, 1), strict=True):
+            at_a = products.outer(self.inner(group, gradients), read).split_with_sizes(group.ranks)
+            smalls = self.small[first].split_with_sizes(group.ranks, 1)
+            for name, rows, small in zip(group.names, at_a, smalls, strict=True):
                 part: Any = linears[name]
                 at_b = products.outer(small, gradients[name], part.scale, turned=True)
-                rank = len(part.a)
-                found[id(part.a)], found[id(part.b)] = rows[:rank].to(part.a.dtype), at_b[:, :rank].to(part.b.dtype)
+                if (rank := part.a.shape[0]) % 2:
+                    rows, at_b = rows[:rank], at_b[:, :rank]
+                found[id(part.a)], found[id(part.b)] = rows.to(part.a.dtype), at_b.to(part.b.dtype)
