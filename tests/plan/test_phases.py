@@ -20,7 +20,9 @@ from weitiao.methods import METHODS
 from weitiao.methods.base import trainable
 from weitiao.models import shape, tiny
 from weitiao.plan import report, trace
-from weitiao.plan.phases import Facts, Plan, plan, recomputes, trained_tensors
+from weitiao.plan.need import Facts, Plan
+from weitiao.plan.phases import plan
+from weitiao.plan.setting import recomputes, trained_tensors
 from weitiao.runs import Run
 from weitiao.train import memory
 from weitiao.train.course import Course
@@ -240,7 +242,7 @@ REAL = """
 import json, sys
 import numpy as np
 import torch
-from weitiao.plan import fact, phases, activations
+from weitiao.plan import fact, need, phases, activations
 import dataclasses
 from weitiao.methods import METHODS
 from weitiao.models import load, shape
@@ -260,7 +262,7 @@ options = {"epochs": 1, "batch_size": 8, "micro_batch_tokens": 1024, "evaluate_e
 options = TrainOptions(**options, paged_optimizer=paged == "paged")
 found, method, task = shape.read(folder), METHODS[name](), TaskOptions().build()
 model = load.load(load.ModelOptions(path=folder, dtype="float32"))
-facts = phases.Facts(phases.resident_bytes(), 1 << 40, 1 << 40, 50.0, 1e10)
+facts = need.Facts(phases.resident_bytes(), 1 << 40, 1 << 40, 50.0, 1e10)
 live = dataclasses.replace(activations.tape(found, method, "float32", fused=True), heap_share=0.0)
 activations.tape = lambda *_: live  # the allocator below keeps no holes
 planned = phases.plan(found, method, task, options, rows, facts=facts)

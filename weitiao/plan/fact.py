@@ -25,7 +25,7 @@ from weitiao.generate.toolset import save_toolset
 from weitiao.methods.io import Tuned, open_model, save
 from weitiao.plan.checks import Sections, measured_on
 from weitiao.plan.curves import judged
-from weitiao.plan.phases import Plan
+from weitiao.plan.need import Plan
 from weitiao.plan.prepare import Prepared
 from weitiao.plan.report import duration, size
 from weitiao.runs import Run, command, folder_bytes

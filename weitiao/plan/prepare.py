@@ -32,6 +32,7 @@ from weitiao.models.heads import Head
 from weitiao.models.load import ModelOptions, choose_dtype, load_tokenizer
 from weitiao.plan import phases
 from weitiao.plan.checks import Sections
+from weitiao.plan.need import ITEM_BYTES, Plan
 from weitiao.plan.report import size
 from weitiao.runs import Run, command, is_run
 from weitiao.train.progress import counting
@@ -53,7 +54,7 @@ class Prepared:
     train: Sequence[Example]
     validation: Sequence[Example]
     tools: list[Mapping[str, Any]]
-    plan: phases.Plan
+    plan: Plan
     training: Collection[str]
     head: Head | None = None
 
@@ -94,7 +95,7 @@ def prepare(recipe: Sections, generators: Generators, tokenizer_folder: Path) ->
         result_dtype=choose_dtype(model.dtype),
         validation=validation,
         file_bytes=0 if base is None or new else inspect.weight_bytes(base),
-        saved_bytes=saved_by_quantization(shape, model, training, phases.ITEM_BYTES[dtype]),
+        saved_bytes=saved_by_quantization(shape, model, training, ITEM_BYTES[dtype]),
         processes=ranks.launched().size,
         quantize=model.quantize,
     )
