@@ -32,7 +32,7 @@ from weitiao.machine.ranks import Ranks, joined, launched
 from weitiao.methods import METHODS
 from weitiao.methods.base import Method
 from weitiao.models.load import ModelOptions
-from weitiao.plan import checks
+from weitiao.plan import asked, checks
 from weitiao.plan.changes import agree, changes
 from weitiao.runs import Run, Watched, command, held, is_run
 from weitiao.train.options import TrainOptions
@@ -375,17 +375,28 @@ def train_verb(
         print(json.dumps(result.to_dict(), ensure_ascii=False))
 
 
-def plan_verb(context: typer.Context, words: Words = None, as_json: AsJson = False) -> None:
+def plan_verb(
+    context: typer.Context,
+    words: Words = None,
+    fit: asked.Fit = None,
+    gpu: asked.Gpu = None,
+    solve: asked.Solve = None,
+    models: asked.Models = "",
+    all_methods: asked.AllMethods = False,
+    history: asked.History = False,
+    as_json: AsJson = False,
+) -> None:
     """Memory, disk and time of a recipe; no weight is read."""
-    from weitiao.plan import report
-    from weitiao.plan.prepare import prepare
+    if history:
+        from weitiao.plan import history as misses
 
-    if not words:
-        raise InputError(t("which recipe? give a file, or options such as data.train=rows.jsonl output=runs/first"))
-    recipe, tree = from_words(words)
-    generators = getattr(context.obj, "generators", {})
-    check(recipe, tree, generators=generators)
-    recipe = stages(tree)[0][0] if recipe.stages else recipe
-    with tempfile.TemporaryDirectory(prefix="weitiao-") as scratch:
-        plan = prepare(recipe, generators, Path(scratch)).plan
-    print(json.dumps(plan.to_dict(), ensure_ascii=False) if as_json else report.text(plan))
+        found, text = {"runs": (noted := misses.lines())}, misses.table(noted)
+    else:
+        if not words:
+            raise InputError(t("which recipe? give a file, or options such as data.train=rows.jsonl output=runs/first"))
+        recipe, tree = from_words(words)
+        generators = getattr(context.obj, "generators", {})
+        check(recipe, tree, generators=generators)
+        recipe = stages(tree)[0][0] if recipe.stages else recipe
+        found, text = asked.answer(recipe, generators, asked.Asked(fit, gpu, solve, models, all_methods))
+    print(json.dumps(found, ensure_ascii=False) if as_json else text)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from weitiao import cli
 from weitiao.data.batch import Example
 from weitiao.errors import InputError
 from weitiao.methods import METHODS
@@ -247,6 +248,7 @@ import dataclasses
 from weitiao.methods import METHODS
 from weitiao.models import load, shape
 from weitiao.runs import Run
+from weitiao import cli
 from weitiao.data.batch import Example
 from weitiao.errors import InputError
 from weitiao.train.loop import fit
@@ -289,3 +291,12 @@ def test_a_real_process_takes_what_was_planned(name: str, paged: str, tmp_path: 
     assert done.returncode == 0, done.stderr
     expected, measured = json.loads(done.stdout.splitlines()[-1])
     assert expected == pytest.approx(measured, rel=0.08)
+
+
+def test_an_output_that_cannot_be_written_is_said_before_the_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": "a", "answer": "b"}\n' * 4, encoding="utf-8")
+    assert cli.main(["plan", f"data.train={rows}", "output=/proc/x"]) == 2
+    assert "cannot be written: /proc" in capsys.readouterr().err
+    assert cli.main(["plan", f"data.train={rows}", f"output={tmp_path}/a/b", "data.validation=0"]) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]

@@ -23,6 +23,7 @@ from weitiao.evaluate.plot import curves
 from weitiao.evaluate.tasks import evaluate
 from weitiao.generate.toolset import save_toolset
 from weitiao.methods.io import Tuned, open_model, save
+from weitiao.plan import history
 from weitiao.plan.checks import Sections, measured_on
 from weitiao.plan.curves import judged
 from weitiao.plan.need import Plan
@@ -138,6 +139,8 @@ def report(
     curves(metrics, run.path / "loss.png")
     held = done.disk_bytes + (done.paged_bytes if plan.device == "cpu" else 0)
     planned, took = plan.total_seconds, sum(record.get("seconds", 0.0) for record in metrics)
+    asked = {"method": recipe.method.model_dump()["name"], "optimizer": recipe.train.optimizer}
+    history.append(run.path, asked, plan, peak, took)
     compared = [
         [t("peak memory"), size(plan.host_peak_bytes), "–" if peak is None else size(peak)],
         [t("time"), "–" if planned is None else duration(planned), duration(took)],
