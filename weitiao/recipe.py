@@ -32,7 +32,7 @@ from weitiao.machine.ranks import Ranks, joined, launched
 from weitiao.methods import METHODS
 from weitiao.methods.base import Method
 from weitiao.models.load import ModelOptions
-from weitiao.plan import checks
+from weitiao.plan import asked, checks
 from weitiao.plan.changes import agree, changes
 from weitiao.runs import Run, Watched, command, held, is_run
 from weitiao.train.options import TrainOptions
@@ -176,7 +176,9 @@ def _run(recipe: Recipe, tree: Tree, ways: Ways) -> Result:
         say("torchrun has started the processes anew; going on with {path}", path=own.path)
         ways = replace(ways, resume=True, overwrite=False)
     if ways.resume and ranks.told(lambda: own.finished and not any(changes(own.recipe(), _plain(recipe), "output"))):
-        return ranks.told(lambda: _finished(own))
+        from weitiao.plan import fact
+
+        return ranks.told(lambda: fact.finished(own))
     check(recipe, tree, generators=ways.generators, measured=bool(ways.evaluators))
     from weitiao.train import many  # it brings torch, for which nobody has to wait who mistyped a name
 
@@ -204,6 +206,8 @@ def _plain(recipe: Recipe) -> dict[str, Any]:
 
 def _run_stages(above: Run, tree: Tree, ways: Ways, locks: ExitStack) -> Result:
     """The stages in order, each from the former's result; with ``resume``, those that are finished are passed over."""
+    from weitiao.plan import fact
+
     result, base = None, None
 
     def begin() -> None:
@@ -222,14 +226,7 @@ def _run_stages(above: Run, tree: Tree, ways: Ways, locks: ExitStack) -> Result:
             again = replace(ways, overwrite=False, resume=ways.resume and told(partial(is_run, own.path)))
             result = _run_one(stage, own, again, locks, begin)
         base = told(partial(getattr, own, "final"))
-    return result or told(lambda: _finished(own))
-
-
-def _finished(run: Run) -> Result:
-    """What a run has left that was finished before."""
-    from weitiao.plan import fact
-
-    return fact.finished(run)
+    return result or told(lambda: fact.finished(own))
 
 
 def _made(run: Run, values: Mapping[str, Any], ways: Ways, locks: ExitStack) -> None:
@@ -325,7 +322,9 @@ AsJson = Annotated[bool, typer.Option("--json", help="one JSON object on stdout"
 
 
 def from_words(words: Sequence[str], overrides: Sequence[str] = ()) -> tuple[Recipe, Tree]:
-    """The recipe that a command line means: a file and ``key=value``, or ``key=value`` alone."""
+    """The recipe that a command line means: a file and ``key=value``, or ``key=value`` alone. InputError for none."""
+    if not words:
+        raise InputError(t("which recipe? give a file, or options such as data.train=rows.jsonl output=runs/first"))
     words = list(words)
     file = words.pop(0) if words and ("=" not in words[0] or Path(words[0]).is_file()) else None
     if file is not None:
@@ -352,8 +351,6 @@ def train_verb(
         return
     if resume is not None and (overwrite or skip_bad or not all("=" in word for word in words or ())):
         raise InputError(t("--resume goes on with the run's own recipe; it takes key=value and --allow-changes"))
-    if resume is None and not words:
-        raise InputError(t("which recipe? give a file, or options such as data.train=rows.jsonl output=runs/first"))
     if resume is not None:
         folder = Run.open(resume).whole.path
         recipe, tree = load(folder / "recipe.yaml", [*(words or ()), f"output={json.dumps(str(folder))}"])
@@ -379,17 +376,26 @@ def train_verb(
         print(json.dumps(result.to_dict(), ensure_ascii=False))
 
 
-def plan_verb(context: typer.Context, words: Words = None, as_json: AsJson = False) -> None:
+def plan_verb(
+    context: typer.Context,
+    words: Words = None,
+    fit: asked.Fit = None,
+    gpu: asked.Gpu = None,
+    solve: asked.Solve = None,
+    models: asked.Models = "",
+    all_methods: asked.AllMethods = False,
+    history: asked.History = False,
+    as_json: AsJson = False,
+) -> None:
     """Memory, disk and time of a recipe; no weight is read."""
-    from weitiao.plan import report
-    from weitiao.plan.prepare import prepare
+    if history:
+        from weitiao.plan import history as misses
 
-    if not words:
-        raise InputError(t("which recipe? give a file, or options such as data.train=rows.jsonl output=runs/first"))
-    recipe, tree = from_words(words)
-    generators = getattr(context.obj, "generators", {})
-    check(recipe, tree, generators=generators)
-    recipe = stages(tree)[0][0] if recipe.stages else recipe
-    with tempfile.TemporaryDirectory(prefix="weitiao-") as scratch:
-        plan = prepare(recipe, generators, Path(scratch)).plan
-    print(json.dumps(plan.to_dict(), ensure_ascii=False) if as_json else report.text(plan))
+        found, text = {"runs": (noted := misses.lines())}, misses.table(noted)
+    else:
+        recipe, tree = from_words(words or ())
+        generators = getattr(context.obj, "generators", {})
+        check(recipe, tree, generators=generators)
+        recipe = stages(tree)[0][0] if recipe.stages else recipe
+        found, text = asked.answer(recipe, generators, asked.Asked(fit, gpu, solve, models, all_methods))
+    print(json.dumps(found, ensure_ascii=False) if as_json else text)

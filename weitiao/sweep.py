@@ -121,8 +121,6 @@ def _part(values: Mapping[str, Any], name: str, seed: int) -> config.Tree:
 
 def _tree(words: Sequence[str]) -> dict[str, Any]:
     """The recipe's values as written, checked as a whole."""
-    if not words:
-        raise InputError(t("which recipe? give a file, or options such as data.train=rows.jsonl output=runs/first"))
     _, tree = recipe.from_words(words)
     if tree.values.get("stages"):
         raise InputError(t("a sweep compares single runs; this recipe has stages"))

@@ -14,13 +14,16 @@ from typing import Any
 import numpy as np
 import pytest
 
+from weitiao import cli
 from weitiao.data.batch import Example
 from weitiao.errors import InputError
 from weitiao.methods import METHODS
 from weitiao.methods.base import trainable
 from weitiao.models import shape, tiny
 from weitiao.plan import report, trace
-from weitiao.plan.phases import Facts, Plan, plan, recomputes, trained_tensors
+from weitiao.plan.need import Facts, Plan
+from weitiao.plan.phases import plan
+from weitiao.plan.setting import recomputes, trained_tensors
 from weitiao.runs import Run
 from weitiao.train import memory
 from weitiao.train.course import Course
@@ -240,11 +243,12 @@ REAL = """
 import json, sys
 import numpy as np
 import torch
-from weitiao.plan import fact, phases, activations
+from weitiao.plan import fact, need, phases, activations
 import dataclasses
 from weitiao.methods import METHODS
 from weitiao.models import load, shape
 from weitiao.runs import Run
+from weitiao import cli
 from weitiao.data.batch import Example
 from weitiao.errors import InputError
 from weitiao.train.loop import fit
@@ -260,7 +264,7 @@ options = {"epochs": 1, "batch_size": 8, "micro_batch_tokens": 1024, "evaluate_e
 options = TrainOptions(**options, paged_optimizer=paged == "paged")
 found, method, task = shape.read(folder), METHODS[name](), TaskOptions().build()
 model = load.load(load.ModelOptions(path=folder, dtype="float32"))
-facts = phases.Facts(phases.resident_bytes(), 1 << 40, 1 << 40, 50.0, 1e10)
+facts = need.Facts(phases.resident_bytes(), 1 << 40, 1 << 40, 50.0, 1e10)
 live = dataclasses.replace(activations.tape(found, method, "float32", fused=True), heap_share=0.0)
 activations.tape = lambda *_: live  # the allocator below keeps no holes
 planned = phases.plan(found, method, task, options, rows, facts=facts)
@@ -287,3 +291,12 @@ def test_a_real_process_takes_what_was_planned(name: str, paged: str, tmp_path: 
     assert done.returncode == 0, done.stderr
     expected, measured = json.loads(done.stdout.splitlines()[-1])
     assert expected == pytest.approx(measured, rel=0.08)
+
+
+def test_an_output_that_cannot_be_written_is_said_before_the_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": "a", "answer": "b"}\n' * 4, encoding="utf-8")
+    assert cli.main(["plan", f"data.train={rows}", "output=/proc/x"]) == 2
+    assert "cannot be written: /proc" in capsys.readouterr().err
+    assert cli.main(["plan", f"data.train={rows}", f"output={tmp_path}/a/b", "data.validation=0"]) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]

@@ -6,8 +6,8 @@ for key, what in (*absent(recipe, generators), *contradictions(recipe, measured=
 
 from __future__ import annotations
 
-import errno
 import os
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,7 +23,7 @@ from weitiao.evaluate.tasks import LABEL_MEASURES, EvaluateOptions
 from weitiao.methods.base import Method
 from weitiao.methods.lora import IN_CODES
 from weitiao.models.load import ModelOptions
-from weitiao.runs import Run, command, held, is_run
+from weitiao.runs import FULL, Run, command, held, is_run
 from weitiao.train.options import TrainOptions
 from weitiao.train.tasks import TaskOptions
 
@@ -57,8 +57,11 @@ def unwritable(output: Path, base: str) -> str:
     place = next((path for path in (output, *output.parents) if path.exists()), output)
     if not place.is_dir():
         return t("cannot be written: {path} is a file", path=place)
-    if not os.access(place, os.W_OK):  # a read-only file system, too
-        return t("cannot be written: {path}: {reason}", path=place, reason=os.strerror(errno.EACCES))
+    try:  # the system may grant on paper what it then refuses, as in /proc
+        os.rmdir(tempfile.mkdtemp(prefix=".weitiao-", dir=place))
+    except OSError as error:
+        if error.errno not in FULL:
+            return t("cannot be written: {path}: {reason}", path=place, reason=error.strerror)
     if foreign := Run(output).foreign:
         message = "holds no run, but what a run would replace: {names}; name another folder"
         return t(message, names=", ".join(foreign))

@@ -23,9 +23,10 @@ from weitiao.evaluate.plot import curves
 from weitiao.evaluate.tasks import evaluate
 from weitiao.generate.toolset import save_toolset
 from weitiao.methods.io import Tuned, open_model, save
+from weitiao.plan import history
 from weitiao.plan.checks import Sections, measured_on
 from weitiao.plan.curves import judged
-from weitiao.plan.phases import Plan
+from weitiao.plan.need import Plan
 from weitiao.plan.prepare import Prepared
 from weitiao.plan.report import duration, size
 from weitiao.runs import Run, command, folder_bytes
@@ -139,6 +140,8 @@ def report(
     curves(metrics, run.path / "loss.png")
     held = done.disk_bytes + (done.paged_bytes if plan.device == "cpu" else 0)
     planned, took = plan.total_seconds, sum(record.get("seconds", 0.0) for record in metrics)
+    asked = {"method": recipe.method.model_dump()["name"], "optimizer": recipe.train.optimizer}
+    history.append(run.path, asked, plan, peak, took)
     cost = {
         "memory": {"planned": size(plan.host_peak_bytes), "measured": "–" if peak is None else size(peak)},
         "time": {"planned": "–" if planned is None else duration(planned), "measured": duration(took)},

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from weitiao import config
+from weitiao import config, machine
 from weitiao.data import mapped
 from weitiao.data.batch import Example, lengths_of, trained_of
 from weitiao.data.labels import head_of, labelled
@@ -32,6 +32,7 @@ from weitiao.models.heads import Head
 from weitiao.models.load import ModelOptions, choose_dtype, load_tokenizer
 from weitiao.plan import phases
 from weitiao.plan.checks import Sections
+from weitiao.plan.need import ITEM_BYTES, Facts, Plan
 from weitiao.plan.report import size
 from weitiao.runs import Run, command, is_run
 from weitiao.train.progress import counting
@@ -42,25 +43,57 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """Everything about a run that is known before a weight is read. ``model``: the options with which the base is to be
-    loaded; ``tools``: every schema in its own rows; ``training``: the base's own parameters that train; ``head``: that
-    of task classify."""
+class Given:
+    """What a plan goes by beside the recipe. ``file_bytes``: of the weights' files, 0 for a new model."""
+
+    shape: shapes.Shape
+    train: Sequence[Example]
+    validation: Sequence[Example]
+    facts: Facts
+    file_bytes: int
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """Everything about a run that is known before a weight is read, but its plan. ``model``: the options with which the
+    base is to be loaded; ``tools``: every schema in its own rows; ``training``: the base's own parameters that train;
+    ``head``: that of task classify."""
 
     model: ModelOptions
     tokenizer: PreTrainedTokenizerFast
     renderer: Renderer
-    train: Sequence[Example]
-    validation: Sequence[Example]
     tools: list[Mapping[str, Any]]
-    plan: phases.Plan
     training: Collection[str]
-    head: Head | None = None
+    given: Given
+    head: Head | None
+
+    @property
+    def train(self) -> Sequence[Example]:
+        """The rows that are trained on."""
+        return self.given.train
+
+    @property
+    def validation(self) -> Sequence[Example]:
+        """Those that are validated on."""
+        return self.given.validation
+
+
+@dataclass(frozen=True)
+class Prepared(Gathered):
+    """The same with the plan."""
+
+    plan: Plan
 
 
 def prepare(recipe: Sections, generators: Generators, tokenizer_folder: Path) -> Prepared:
     """Base, tokenizer, rows, examples and plan. A tokenizer that is to be trained is written to ``tokenizer_folder``,
     or read from there if a former run of the recipe has left it."""
+    gathered = gather(recipe, generators, tokenizer_folder)
+    return Prepared(**vars(gathered), plan=planned(recipe, gathered.given))
+
+
+def gather(recipe: Sections, generators: Generators, tokenizer_folder: Path) -> Gathered:
+    """The same without the plan."""
     model, data, task = recipe.model, fetched(recipe.data), recipe.task
     new = model.config is not None
     base = base_folder(model) if not new or model.tokenizer is None else None
@@ -82,23 +115,40 @@ def prepare(recipe: Sections, generators: Generators, tokenizer_folder: Path) ->
     for line in (*made.said, *(() if head else renderer.said), *getattr(rows, "said", ())):
         print(line, file=sys.stderr)
     _say_examples(rows, validation)
-    dtype, training = choose_dtype(model.dtype, new), recipe.method.base_names(shape)
-    plan = phases.plan(
+    files = 0 if base is None or new else inspect.weight_bytes(base)
+    facts = phases.facts(dtype_of(model), recipe.output)
+    given = Given(shape, rows, validation, facts, files)
+    training = recipe.method.base_names(shape)
+    return Gathered(model, tokenizer, renderer, made.tools, training, given, head)
+
+
+def planned(recipe: Sections, given: Given) -> Plan:
+    """The plan of a recipe. One that differs from the recipe of ``given`` in its method, its options of training or the
+    model's alone may go by the same."""
+    model, shape, elsewhere = recipe.model, given.shape, given.facts.device != machine.device()
+    dtype = dtype_of(model, elsewhere)
+    return phases.plan(
         shape,
         recipe.method,
-        task.build(),
+        recipe.task.build(),
         recipe.train,
-        rows,
-        facts=phases.facts(dtype, recipe.output),
+        given.train,
+        facts=given.facts,
         dtype=dtype,
-        result_dtype=choose_dtype(model.dtype),
-        validation=validation,
-        file_bytes=0 if base is None or new else inspect.weight_bytes(base),
-        saved_bytes=saved_by_quantization(shape, model, training, phases.ITEM_BYTES[dtype]),
+        result_dtype=dtype if elsewhere else choose_dtype(model.dtype),
+        validation=given.validation,
+        file_bytes=given.file_bytes,
+        saved_bytes=saved_by_quantization(shape, model, recipe.method.base_names(shape), ITEM_BYTES[dtype]),
         processes=ranks.launched().size,
         quantize=model.quantize,
     )
-    return Prepared(model, tokenizer, renderer, rows, validation, made.tools, plan, training, head)
+
+
+def dtype_of(model: ModelOptions, elsewhere: bool = False) -> str:
+    """What its weights are held in; ``elsewhere``: on a GPU that is not here, where bfloat16 is what is fast."""
+    if elsewhere and model.dtype == "auto" and model.config is None:
+        return "bfloat16"
+    return choose_dtype(model.dtype, model.config is not None)
 
 
 def _in_memory(

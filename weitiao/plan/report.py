@@ -6,7 +6,7 @@ print(text(plan))
 from __future__ import annotations
 
 from weitiao.errors import t
-from weitiao.plan.phases import Plan
+from weitiao.plan.need import Plan
 from weitiao.train.room import less
 
 MEMORY = "train.memory=low, train.micro_batch_tokens=1024, train.paged_optimizer=true, method.name=lora"

@@ -15,7 +15,7 @@ from weitiao.plan.activations import Tape
 from weitiao.train.optim import own_flops
 
 if TYPE_CHECKING:
-    from weitiao.plan.phases import Facts
+    from weitiao.plan.need import Facts
 
 START_SECONDS = 8e-6  # one operation of torch from Python, forward or backward, on a core of a few GHz: measured
 BLOCK_OPERATIONS = 120  # of one block, forward and backward
