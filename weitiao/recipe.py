@@ -48,8 +48,7 @@ else:
     AnyMethod = Annotated[Union[_CHOICES], Discriminator(methods.name_of)]  # noqa: UP007 (made from the table)
 
 
-def _section(cls: type[Options], description: str) -> Any:
-    """A section that may be left out."""
+def _section(cls: type[Options], description: str) -> Any:  # one that may be left out
     return Field(default_factory=cls, description=description)
 
 
