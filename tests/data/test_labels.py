@@ -86,7 +86,7 @@ def test_what_cannot_be_told_apart_is_refused(tokenizer):
 
 def test_long_texts_are_counted_and_keep_their_special_tokens(tokenizer):
     long = [Labelled("word " * 100, "a", "row:0"), Labelled("word", "b", "row:1")]
-    with pytest.raises(InputError, match="lose their end"):
+    with pytest.raises(InputError, match="the end is cut in 1 of 2 texts"):
         labelled(long, tokenizer, Head(("a", "b")), DataOptions(max_length=16), 64)
     kept = labelled(long, tokenizer, Head(("a", "b")), DataOptions(max_length=16, allow_truncated=0.5), 64)
     assert kept.truncated == 1 and len(kept[0]) == 16

@@ -356,10 +356,44 @@ def test_twenty_bad_rows_are_listed_and_of_more_the_first_of_every_reason(tmp_pa
     assert lines[3] == "… and 27 more of this kind" and last.startswith("32 of 33 rows are bad")
 
 
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ('{"prompt": "a", "answer": "b",}', "a comma before the closing } at column 31"),
+        ('{"messages": [1, ]}', "a comma before the closing ]"),
+        ("{'prompt': 'a'}", "single quotes; JSON has double ones"),
+        ('{"prompt": “a”}', "the quotation mark “"),
+        ('{"prompt": None}', "None; JSON writes null"),
+        ('{prompt: "a"}', "a key in double quotes is missing"),
+        ('{"prompt": "a" "answer": "b"}', "a comma is missing"),
+        ('{"prompt": "say "a" now"}', "a comma is missing, or a"),
+        ('{"prompt" "a"}', "a colon is missing"),
+        ('{"prompt": "a"', "it breaks off"),
+        ('{"prompt": ', "it breaks off"),
+        ('{"prompt": "a', "a text that begins here does not end at column 12"),
+        ('{"prompt": "a\tb"}', "a tab or line break"),
+        ('{"prompt": "C:\\dir"}', "a backslash"),
+        ('{"a": 1} {"b": 2}', "more stands behind its end"),
+    ],
+)
+def test_what_is_no_json_is_told_in_our_own_words(line: str, said: str, tmp_path: Path):
+    assert said in problems(tmp_path, {"prompt": "a", "answer": "b"}, line)[0]
+
+
+def test_a_number_for_an_answer_is_taken_and_said(tmp_path: Path):
+    source = read_rows(tmp_path, {"prompt": "2 + 3?", "answer": 5}, {"prompt": "a", "answer": "b"})
+    assert isinstance(row := source.rows[0], Chat) and row.messages[1].content == "5"
+    assert any(line.endswith("numbers taken for text: answer") for line in source.said)
+    slots = DataOptions(template="{price}?")
+    (tmp_path / "rows.jsonl").write_text('{"price": 5, "answer": "b"}')
+    assert not any("numbers" in line for line in read(tmp_path / "rows.jsonl", slots).said)
+
+
 def test_rows_left_out_are_counted_by_reason_and_the_first_of_each_named(tmp_path: Path):
     source = read_rows(tmp_path, {"text": "x"}, *["nonsense"] * 5, {"text": ""}, skip_bad=True)
     file, counted = tmp_path / "rows.jsonl", source.said[-2:]
-    assert counted[0] == f"  5 × not JSON: Expecting value at column 1 ({file}:2, {file}:3, {file}:4, …)"
+    said = 'not JSON: expected a value, found "nonsense" at column 1'
+    assert counted[0] == f"  5 × {said} ({file}:2, {file}:3, {file}:4, …)"
     assert counted[1] == f"  1 × text: empty ({file}:7)"
 
 

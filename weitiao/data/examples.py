@@ -218,8 +218,8 @@ def complain(work: Work, options: DataOptions, limit: int | None, examples: int)
         problems += [*work.first("refused"), *work.first("empty"), t(message, bad=bad, rows=bad + examples)]
     if total and counts["cut"] / total > options.allow_truncated:
         message = (
-            "{cut} of {total} examples lose a part of their answer: {limit} tokens fit ({reason}), and "
-            "data.allow_truncated is {allowed}; {mend}"
+            "the answer is cut in {cut} of {total} examples: {limit} tokens fit ({reason}), and data.allow_truncated "
+            "is {allowed}; {mend}"
         )
         if options.max_length == "auto":
             mend = t("take a base with more of them, shorten the rows, or allow it")

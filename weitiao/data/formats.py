@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from weitiao.data.broken import explained
 from weitiao.data.encodings import is_gbk
 from weitiao.errors import InputError, t
 from weitiao.runs import command
@@ -145,7 +146,7 @@ DECODER = json.JSONDecoder(parse_constant=_no_constant)
 
 def _not_json(error: ValueError) -> str:
     if isinstance(error, json.JSONDecodeError):
-        return t("not JSON: {problem} at column {column}", problem=error.msg, column=error.colno)
+        return t("not JSON: {problem} at column {column}", problem=explained(error), column=error.colno)
     return t("not JSON: {problem}", problem=error)
 
 
@@ -190,7 +191,7 @@ def _json(path: Path, file: BinaryIO) -> Numbered:
             value, end = DECODER.raw_decode(text, place)
             value = _whole(value, text[place:end])
         except json.JSONDecodeError as error:
-            raise broken(error.pos, error.msg) from None
+            raise broken(error.pos, explained(error)) from None
         except (ValueError, RecursionError) as error:
             raise broken(place, error) from None
         yield line, value

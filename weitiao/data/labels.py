@@ -88,8 +88,8 @@ def labelled(
     refused, problems = len(problems), [] if options.skip_bad and items else first_of(problems)
     if len(cut) > options.allow_truncated * len(rows):
         message = (
-            "{cut} of {total} texts lose their end at max_length {limit}, and data.allow_truncated is {allowed}; raise "
-            "data.max_length, or allow it"
+            "the end is cut in {cut} of {total} texts: {limit} tokens fit (max_length), and data.allow_truncated is "
+            "{allowed}; raise data.max_length, or allow it"
         )
         problems.append(t(message, cut=len(cut), total=len(rows), limit=limit, allowed=options.allow_truncated))
         problems += first_of(cut)

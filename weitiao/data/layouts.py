@@ -94,12 +94,14 @@ def meant(keys: Iterable[str]) -> tuple[str, str]:
 
 
 class Layout:
-    """Reads records of one layout. ``unused`` collects the keys of records and messages that nothing was made of."""
+    """Reads records of one layout. ``unused`` collects the keys of records and messages that nothing was made of,
+    ``numbers`` those whose number was taken for the text it is written as."""
 
     def __init__(self, name: str, template: str | None = None):
         self.name = name
         self.template = template
         self.unused: set[str] = set()
+        self.numbers: set[str] = set()
 
     def row(self, record: Any, id: str = "") -> Text | Chat | Labelled:
         """The row of ``record``; RowError says what is wrong with it. ``id`` names it if it brings no id of its own."""
@@ -170,6 +172,9 @@ class Layout:
 
     def _note(self, record: Record, *used: str) -> None:
         self.unused.update(key for key in map(str, record) if key not in used and key not in SHARED_NAMES)
+        if numbers := {key for key in used if _is_number(record.get(key))}:
+            meant = template_slots(self.template) if self.template else ()  # a price in a sentence is one
+            self.numbers |= numbers.difference(LABEL_NAMES, meant)
 
     def _conversation(self, record: Record) -> list[Message]:
         names = ("messages",) if self.name == "messages" else CONVERSATION_NAMES
@@ -197,6 +202,10 @@ class Layout:
                 return read_turns([*prompt, *answer], key, self.unused)
             question = _filled(record, key)
         return [*_history(record), Message("user", question), Message("assistant", _answer(record, answer_key))]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, bool | int | float) and value == value
 
 
 def _filled_of(record: Record) -> dict[str, Any]:

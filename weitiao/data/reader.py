@@ -85,6 +85,9 @@ class Reader:
             between = separator(path, format)
             if between != SEPARATORS[format]:
                 said.append(t("{path}: its cells are separated by {found}", path=path, found=json.dumps(between)))
+        if self.layout.numbers:
+            names = ", ".join(sorted(self.layout.numbers))
+            said.append(t("{path}: numbers taken for text: {keys}", path=path, keys=names))
         if self.layout.unused:
             said.append(t("{path}: keys not used: {keys}", path=path, keys=", ".join(sorted(self.layout.unused))))
         return said

@@ -209,6 +209,7 @@ class State:
     messages: dict[str, list[tuple[int, str]]] = field(default_factory=dict)
     tools: dict[str, Any] = field(default_factory=dict)
     unused: list[str] = field(default_factory=list)
+    numbers: list[str] = field(default_factory=list)
     said: list[str] = field(default_factory=list)
     met: dict[str, int] = field(default_factory=dict)
 
@@ -272,6 +273,7 @@ def _build(path: Path, job: Job, folder: Path) -> State:
         reader = Reader(path, job.options, job.tools, job.task, patch, named=HERE)
         deque(islice(reader.stream, state.read), maxlen=0)
         reader.layout.unused |= {*state.unused}
+        reader.layout.numbers |= {*state.numbers}
         pending: deque[tuple[Chunk, Future[Piece]]] = deque()
         committed, whole = (state.rows, writer.length("ids")), True
 
@@ -285,7 +287,7 @@ def _build(path: Path, job: Job, folder: Path) -> State:
             now, met = (state.rows, writer.length("ids")), bool(state.tools) and not job.expects_tools
             if met or now[0] - committed[0] >= ROWS_A_COMMIT or now[1] - committed[1] >= TOKENS_A_COMMIT:
                 committed = now
-                state.unused = sorted(reader.layout.unused)
+                state.unused, state.numbers = sorted(reader.layout.unused), sorted(reader.layout.numbers)
                 writer.commit(asdict(state))
             if met:
                 raise ToolsMet
@@ -302,7 +304,7 @@ def _build(path: Path, job: Job, folder: Path) -> State:
         while pending:
             put()
         if not whole:
-            state.unused = sorted(reader.layout.unused)
+            state.unused, state.numbers = sorted(reader.layout.unused), sorted(reader.layout.numbers)
             writer.commit(asdict(state))
             return replace(state, bad=last.bad, first=last.first, rows=last.read - last.bad)
         state.read, state.bad, state.first = last.read, last.bad, last.first

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from keyword import iskeyword
 from typing import Any
 
+from weitiao.data.broken import explained
 from weitiao.data.rows import Call
 from weitiao.data.schema import check, function_of, schema_of, wrapped
 from weitiao.errors import InputError, t
@@ -122,7 +123,7 @@ def _read_json(text: str, at: int) -> tuple[Any, int]:
     try:
         return _DECODER.raw_decode(text, _skip_blank(text, at))
     except json.JSONDecodeError as error:
-        raise ValueError(f"{error.msg}, {_excerpt(text, error.pos)}") from None
+        raise ValueError(f"{explained(error)}, {_excerpt(text, error.pos)}") from None
     except RecursionError:
         raise ValueError(t("nested too deeply")) from None
 

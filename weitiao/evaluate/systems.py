@@ -103,7 +103,7 @@ def _check(models: Sequence[str], options: EvaluateOptions, shots: Sequence[int]
     problems += [t("{name}: is the key of one of the base's own rows; write ./{name}", name=name)
                  for name in models if name in (ZERO, FEW, THOUGHTS)]  # fmt: skip
     problems += [t("{path}: no such file", path=path) for path in (options.data, options.shot_data)
-                 if path is not None and not Path(path).exists()]  # fmt: skip
+                 if path is not None and options.task != "lm-eval" and not Path(path).exists()]  # fmt: skip
     if not problems and options.shot_data and Path(options.shot_data).resolve() == Path(options.data).resolve():
         problems.append(t("shot_data: {path} is what is measured on; examples must be others", path=options.data))
     if min(shots, default=1) < 1:

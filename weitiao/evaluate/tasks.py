@@ -35,6 +35,7 @@ TASKS = {
     "judge": "weitiao.evaluate.judge:task",
     "hotel": "weitiao.evaluate.hotel:evaluate",
     "classify": "weitiao.evaluate.classify:task",
+    "lm-eval": "weitiao.evaluate.harness:task",
 }
 CUSTOM = "weitiao.evaluate.custom:task"  # FILE.py:FUNCTION
 ANSWERED = ("generate", "dialogue", "judge")  # tasks that read answers, which an address can give too
@@ -46,13 +47,13 @@ class EvaluateOptions(Options):
     """What is measured, on which file, and how answers are made."""
 
     task: (
-        Literal["perplexity", "generate", "choice", "dialogue", "judge", "hotel", "classify"]
+        Literal["perplexity", "generate", "choice", "dialogue", "judge", "hotel", "classify", "lm-eval"]
         | Annotated[str, Field(pattern=r"\.py:[A-Za-z_]\w*$")]
     ) = Field(
         description="perplexity: loss on text or conversations; generate: answers beside the true ones; choice: "
         "which of several answers is likelier; dialogue: calls, slots and answers of conversations; judge: answers "
         "beside the true ones, as another model sees them; hotel: the hotel turns of CrossWOZ; classify: the labels of "
-        "texts; on the command line also FILE.py:FUNCTION, a measure of your own"
+        "texts; on the command line also lm-eval, whose tasks data names, and FILE.py:FUNCTION, a measure of your own"
     )
     data: str = Field(
         default="",
@@ -102,7 +103,7 @@ def evaluate(tuned: Tuned | Endpoint, options: EvaluateOptions) -> Evaluation:
     where the data cannot be used."""
     if not options.data:
         raise InputError(t("data: name the file to measure on"))
-    if options.shots and not options.shot_data:
+    if options.shots and not options.shot_data and options.task != "lm-eval":  # whose tasks have examples of their own
         raise InputError(
             t("shots = {shots} needs shot_data, the file that the examples come from", shots=options.shots)
         )

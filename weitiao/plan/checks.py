@@ -132,7 +132,7 @@ def contradictions(recipe: Sections, measured: bool) -> Iterator[tuple[str, str]
     if getattr(recipe.method, "target_parameters", ()) and recipe.model.quantize != "none":
         yield "method.target_parameters", t(IN_CODES)
     yield from _shards(recipe)
-    if recipe.evaluate and recipe.evaluate.task.rpartition(":")[0].endswith(".py"):
+    if recipe.evaluate and (recipe.evaluate.task == "lm-eval" or ".py:" in recipe.evaluate.task):
         yield (
             "evaluate.task",
             t("a recipe names no code; measure with weitiao eval RUN --task {task}", task=recipe.evaluate.task),
