@@ -139,7 +139,8 @@ def test_a_run_leaves_what_it_promises(values: dict, tmp_path: Path, capsys: pyt
     result = run(Recipe.model_validate(values))
     left = {path.name for path in (tmp_path / "run").iterdir()}
     assert left == {
-        "recipe.yaml", "env.json", "plan.json", "metrics.jsonl", "checkpoints", "adapter", "report.md", "loss.png"
+        "recipe.yaml", "env.json", "plan.json", "metrics.jsonl", "checkpoints", "adapter", "loss.png", "report.md",
+        "report.json",
     }  # fmt: skip
     lines = Run.open(tmp_path / "run").metrics()
     steps = [line for line in lines if "loss" in line]
