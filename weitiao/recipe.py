@@ -322,6 +322,8 @@ AsJson = Annotated[bool, typer.Option("--json", help="one JSON object on stdout"
 
 def from_words(words: Sequence[str], overrides: Sequence[str] = ()) -> tuple[Recipe, Tree]:
     """The recipe that a command line means: a file and ``key=value``, or ``key=value`` alone."""
+    if not words:
+        raise InputError(t("which recipe? give a file, or options such as data.train=rows.jsonl output=runs/first"))
     words = list(words)
     file = words.pop(0) if words and ("=" not in words[0] or Path(words[0]).is_file()) else None
     if file is not None:
@@ -348,8 +350,6 @@ def train_verb(
         return
     if resume is not None and (overwrite or skip_bad or not all("=" in word for word in words or ())):
         raise InputError(t("--resume goes on with the run's own recipe; it takes key=value and --allow-changes"))
-    if resume is None and not words:
-        raise InputError(t("which recipe? give a file, or options such as data.train=rows.jsonl output=runs/first"))
     if resume is not None:
         folder = Run.open(resume).whole.path
         recipe, tree = load(folder / "recipe.yaml", [*(words or ()), f"output={json.dumps(str(folder))}"])
@@ -376,7 +376,7 @@ def train_verb(
 
 
 def plan_verb(
-    context: typer.Context,
+    ctx: typer.Context,
     words: Words = None,
     fit: asked.Fit = None,
     gpu: asked.Gpu = None,
@@ -384,19 +384,17 @@ def plan_verb(
     models: asked.Models = "",
     all_methods: asked.AllMethods = False,
     history: asked.History = False,
+    clients: asked.Clients = 1,
+    context: asked.Context = 0,
     as_json: AsJson = False,
 ) -> None:
     """Memory, disk and time of a recipe; no weight is read."""
     if history:
-        from weitiao.plan import history as misses
-
-        found, text = {"runs": (noted := misses.lines())}, misses.table(noted)
+        found, text = asked.misses()
     else:
-        if not words:
-            raise InputError(t("which recipe? give a file, or options such as data.train=rows.jsonl output=runs/first"))
-        recipe, tree = from_words(words)
-        generators = getattr(context.obj, "generators", {})
+        (recipe, tree), generators = from_words(words or ()), getattr(ctx.obj, "generators", {})
         check(recipe, tree, generators=generators)
         recipe = stages(tree)[0][0] if recipe.stages else recipe
-        found, text = asked.answer(recipe, generators, asked.Asked(fit, gpu, solve, models, all_methods))
+        question = fit, gpu, solve, models, all_methods, clients, context
+        found, text = asked.answer(recipe, generators, asked.Asked(*question))
     print(json.dumps(found, ensure_ascii=False) if as_json else text)
