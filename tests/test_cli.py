@@ -31,7 +31,7 @@ VERBS = {
     "data augment": ["--json", "--by", "--variants", "--rule", "--tools", "--endpoint", "--output", "--skip-bad"],
     "data review": ["--patch", "--terminal", "--port"],
     "data split": ["--json", "--stratify", "--join", "--allow-leakage", "--skip-bad"],
-    "plan": ["--json", "--fit", "--gpu", "--solve", "--models", "--all-methods", "--history"],
+    "plan": ["--json", "--fit", "--gpu", "--solve", "--models", "--all-methods", "--history", "--clients", "--context"],
     "train": ["--json", "--dry-run", "--resume", "--overwrite", "--skip-bad", "--schema"],
     "sweep": ["--json", "--methods", "--seeds", "--steps", "--tokens", "--minutes"],
     "eval compare": ["--json", "--task", "--data", "--base", "--shots", "--shot-data", "--output"],

@@ -247,20 +247,17 @@ def _run_one(
 ) -> Result:
     """One stage, or a recipe without stages; ``begin`` is called just before the run folder is made."""
     from weitiao.evaluate import classify
-    from weitiao.models.load import load as load_model
     from weitiao.plan import fact, report
     from weitiao.plan.prepare import prepare
     from weitiao.train import many
-    from weitiao.train.loop import check as check_trainable
     from weitiao.train.loop import fit
-    from weitiao.train.modes import seed_everything
     from weitiao.train.progress import Bar
     from weitiao.train.rehearsal import rehearse
     from weitiao.train.room import check as check_room
     from weitiao.weights.folders import whole
 
     started, evaluators, resume, ranks = awake_seconds(), ways.evaluators, ways.resume, ways.ranks
-    task, seed, kind = recipe.task.build(), recipe.train.seed, many.engine(recipe.train, ranks)
+    task, kind = recipe.task.build(), many.engine(recipe.train, ranks)
     with tempfile.TemporaryDirectory(prefix="weitiao-") as scratch:
         folder = run.tokenizer if resume and ranks.first else Path(scratch)
         fitted = recipe.model_copy(update={"train": many.fitting(recipe.train, kind)})
@@ -276,12 +273,7 @@ def _run_one(
         ranks.told(lambda: check_room(run, ready.plan.room))
         if not ranks.alone:
             say("{size} processes share the rows of every step ({engine})", size=ranks.size, engine=kind)
-        device = "cpu" if kind == "fsdp2" else None  # it goes to where it is computed shard by shard
-        model = load_model(ready.model, tokenizer=ready.tokenizer, seed=seed, training=ready.training,
-                           head=ready.head, device=device)  # fmt: skip
-        seed_everything(seed)
-        model = recipe.method.attach(model)
-        check_trainable(model, ready.train)
+        model = ready.opened(recipe.method, recipe.train.seed, sharded=kind == "fsdp2")
         group = many.of(ranks, model, task, recipe.train, ready.train)
         recomputed = ranks.told(lambda: ready.plan.recomputed_blocks)
         pad_id: Any = ready.tokenizer.pad_token_id
@@ -376,7 +368,7 @@ def train_verb(
 
 
 def plan_verb(
-    context: typer.Context,
+    ctx: typer.Context,
     words: Words = None,
     fit: asked.Fit = None,
     gpu: asked.Gpu = None,
@@ -384,17 +376,17 @@ def plan_verb(
     models: asked.Models = "",
     all_methods: asked.AllMethods = False,
     history: asked.History = False,
+    clients: asked.Clients = 1,
+    context: asked.Context = 0,
     as_json: AsJson = False,
 ) -> None:
     """Memory, disk and time of a recipe; no weight is read."""
     if history:
-        from weitiao.plan import history as misses
-
-        found, text = {"runs": (noted := misses.lines())}, misses.table(noted)
+        found, text = asked.misses()
     else:
-        recipe, tree = from_words(words or ())
-        generators = getattr(context.obj, "generators", {})
+        (recipe, tree), generators = from_words(words or ()), getattr(ctx.obj, "generators", {})
         check(recipe, tree, generators=generators)
         recipe = stages(tree)[0][0] if recipe.stages else recipe
-        found, text = asked.answer(recipe, generators, asked.Asked(fit, gpu, solve, models, all_methods))
+        question = fit, gpu, solve, models, all_methods, clients, context
+        found, text = asked.answer(recipe, generators, asked.Asked(*question))
     print(json.dumps(found, ensure_ascii=False) if as_json else text)

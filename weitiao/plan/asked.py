@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -36,6 +36,10 @@ Models = Annotated[
 ]
 AllMethods = Annotated[bool, typer.Option("--all-methods", help="memory, time and what trains, method by method")]
 History = Annotated[bool, typer.Option("--history", help="how far plans were from the runs on this machine")]
+Clients = Annotated[int, typer.Option(min=1, help="how many will be answered at once, for the phase generate")]
+Context = Annotated[
+    int, typer.Option(min=0, help="tokens of each one's prompt and answer; 0: the longest row and 512 more")
+]
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,8 @@ class Asked:
     solve: str | None = None
     models: str = ""
     all_methods: bool = False
+    clients: int = 1
+    context: int = 0
 
     def check(self) -> None:
         """InputError with everything that is wrong."""
@@ -72,6 +78,7 @@ class Asked:
 def answer(recipe: Sections, generators: Generators, asked: Asked) -> tuple[dict[str, Any], str]:
     """What is asked, as plain JSON and for a person. InputError where it cannot be told."""
     from weitiao.plan import compared, report
+    from weitiao.plan.later import Answers
     from weitiao.plan.prepare import gather, planned
     from weitiao.plan.solve import solve
 
@@ -84,6 +91,7 @@ def answer(recipe: Sections, generators: Generators, asked: Asked) -> tuple[dict
             found = solve(recipe, known, asked.solve, budget, generators, Path(scratch), models)
             return found.to_dict(), found.text()
     given = budget.given(known.given) if asked.fit or asked.gpu else known.given
+    given = replace(given, answers=Answers(asked.clients, asked.context))
     if asked.all_methods:
         rows = compared.by_method(recipe, given)
         return {"methods": [row.to_dict() for row in rows]}, compared.table(rows)
@@ -92,6 +100,14 @@ def answer(recipe: Sections, generators: Generators, asked: Asked) -> tuple[dict
     lines = [report.text(plan)]
     lines += [t("this would fit: {options}", options=" ".join(changes))] if changes else []
     return plan.to_dict() | {"instead": changes}, "\n".join(lines)
+
+
+def misses() -> tuple[dict[str, Any], str]:
+    """How far plans were from the runs on this machine."""
+    from weitiao.plan import history
+
+    found = history.lines()
+    return {"runs": found}, history.table(found)
 
 
 def budget_of(asked: Asked, facts: Any) -> Budget:

@@ -6,8 +6,6 @@ report(recipe, run, ready, done, figures={})        # report.md, report.json and
 from __future__ import annotations
 
 import json
-import re
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -26,7 +24,7 @@ from weitiao.methods.io import Tuned, open_model, save
 from weitiao.plan import history
 from weitiao.plan.checks import Sections, measured_on
 from weitiao.plan.curves import judged
-from weitiao.plan.need import Plan
+from weitiao.plan.need import Plan, peak_bytes
 from weitiao.plan.prepare import Prepared
 from weitiao.plan.report import duration, size
 from weitiao.runs import Run, command, folder_bytes
@@ -71,21 +69,6 @@ class Result:
             "planned_host_peak_bytes": self.plan.host_peak_bytes,
             "figures": self.figures,
         }
-
-
-def peak_bytes() -> int | None:
-    """The highest resident size of this process so far; None where the system does not tell (Windows). Mapped files
-    count as far as they are resident; those of paged state are so for one parameter at a time."""
-    status = Path("/proc/self/status")
-    if status.is_file():  # getrusage would count the process that started this one, if that was larger
-        found = re.search(r"^VmHWM:\s+(\d+) kB", status.read_text(), re.M)
-        return int(found[1]) * 1024 if found else None
-    try:
-        import resource
-    except ImportError:
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def measured(recipe: Sections, run: Run, tuned: Tuned) -> dict[str, Any]:

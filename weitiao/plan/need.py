@@ -5,8 +5,11 @@ found.fits, found.host_peak_bytes, found.to_dict()
 
 from __future__ import annotations
 
+import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from weitiao.train.room import Room
@@ -14,6 +17,7 @@ from weitiao.train.room import Room
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 GPU_CONTEXT_BYTES = 600 << 20  # CUDA's context and libraries, which torch does not count
 NOWHERE = Room(0, 0, 0, 0)  # of a plan that was written before it was known
+APART = ("fetch", "merge", "generate")  # phases of other processes, or of files that are there already
 GPU_HOST_BYTES = 1500 << 20  # what they take in the host's memory
 
 
@@ -28,6 +32,7 @@ class Facts:
     bytes_per_second: float
     device: str = "cpu"
     gpu_available_bytes: int = 0
+    tokenised_bytes: int = 0  # the highest resident size while rows became tokens; 0: not known
 
 
 @dataclass(frozen=True)
@@ -64,24 +69,29 @@ class Plan:
     room: Room = NOWHERE
 
     @property
+    def own(self) -> list[Phase]:
+        """The phases of the run itself."""
+        return own(self.phases)
+
+    @property
     def host_peak_bytes(self) -> int:
-        """The highest of all phases."""
-        return max(phase.host_peak_bytes for phase in self.phases)
+        """The highest of the run's own phases."""
+        return max(phase.host_peak_bytes for phase in self.own)
 
     @property
     def gpu_peak_bytes(self) -> int:
-        """The highest of all phases; 0 where no GPU is used."""
-        return max(phase.gpu_peak_bytes for phase in self.phases)
+        """The highest of them; 0 where no GPU is used."""
+        return max(phase.gpu_peak_bytes for phase in self.own)
 
     @property
     def disk_bytes(self) -> int:
         """The most that the run has on the disk at once, the file of paged state with it."""
-        return sum(phase.disk_bytes for phase in self.phases)
+        return sum(phase.disk_bytes for phase in self.own)
 
     @property
     def peak_phase(self) -> str:
         """The phase with the highest peak, on the GPU where one is used."""
-        return max(self.phases, key=lambda phase: (phase.gpu_peak_bytes, phase.host_peak_bytes)).name
+        return max(self.own, key=lambda phase: (phase.gpu_peak_bytes, phase.host_peak_bytes)).name
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Plan:
@@ -99,6 +109,33 @@ class Plan:
         return asdict(self) | derived
 
 
+def own(phases: Sequence[Phase]) -> list[Phase]:
+    """Those of the run itself."""
+    return [phase for phase in phases if phase.name not in APART]
+
+
+def resident_bytes() -> int:
+    """What this process holds in memory now."""
+    import psutil
+
+    return psutil.Process().memory_info().rss
+
+
+def peak_bytes() -> int | None:
+    """The highest resident size of this process so far; None where the system does not tell (Windows). Mapped files
+    count as far as they are resident; those of paged state are so for one parameter at a time."""
+    status = Path("/proc/self/status")
+    if status.is_file():  # getrusage would count the process that started this one, if that was larger
+        found = re.search(r"^VmHWM:\s+(\d+) kB", status.read_text(), re.M)
+        return int(found[1]) * 1024 if found else None
+    try:
+        import resource
+    except ImportError:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
 def placed(name: str, needed: int, written: int, facts: Facts, paged: int) -> Phase:
     """A phase whose tensors take ``needed`` bytes where the model is: in memory, or on the GPU, whose ``paged`` bytes
     are in memory from the first step on."""
@@ -109,9 +146,10 @@ def placed(name: str, needed: int, written: int, facts: Facts, paged: int) -> Ph
 
 
 def fits(phases: Sequence[Phase], facts: Facts) -> bool:
-    """Whether memory, GPU memory and disk suffice for every phase."""
+    """Whether memory, GPU memory and disk suffice for every phase of the run."""
+    needed = own(phases)
     return (
-        max(phase.host_peak_bytes for phase in phases) <= facts.available_bytes
-        and (facts.device == "cpu" or max(phase.gpu_peak_bytes for phase in phases) <= facts.gpu_available_bytes)
-        and sum(phase.disk_bytes for phase in phases) <= facts.free_disk_bytes
+        max(phase.host_peak_bytes for phase in needed) <= facts.available_bytes
+        and (facts.device == "cpu" or max(phase.gpu_peak_bytes for phase in needed) <= facts.gpu_available_bytes)
+        and sum(phase.disk_bytes for phase in needed) <= facts.free_disk_bytes
     )

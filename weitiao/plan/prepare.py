@@ -26,12 +26,14 @@ from weitiao.data.tokenizer import TokenizerOptions
 from weitiao.data.tokenizer import train as train_tokenizer
 from weitiao.errors import InputError, say, t
 from weitiao.machine import ranks
+from weitiao.methods.base import Method
 from weitiao.models import heads, sizes
 from weitiao.models import shape as shapes
 from weitiao.models.heads import Head
-from weitiao.models.load import ModelOptions, choose_dtype, load_tokenizer
-from weitiao.plan import phases
+from weitiao.models.load import DEFAULT_MODEL, ModelOptions, choose_dtype, load, load_tokenizer
+from weitiao.plan import need, phases
 from weitiao.plan.checks import Sections
+from weitiao.plan.later import ONE, Answers
 from weitiao.plan.need import ITEM_BYTES, Facts, Plan
 from weitiao.plan.report import size
 from weitiao.runs import Run, command, is_run
@@ -39,18 +41,21 @@ from weitiao.train.progress import counting
 from weitiao.weights import fetch, inspect
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 
 @dataclass(frozen=True)
 class Given:
-    """What a plan goes by beside the recipe. ``file_bytes``: of the weights' files, 0 for a new model."""
+    """What a plan goes by beside the recipe. ``file_bytes``: of the weights' files, 0 for a new model;
+    ``fetched_bytes``: of those that come from a hub."""
 
     shape: shapes.Shape
     train: Sequence[Example]
     validation: Sequence[Example]
     facts: Facts
     file_bytes: int
+    fetched_bytes: int = 0
+    answers: Answers = ONE
 
 
 @dataclass(frozen=True)
@@ -84,6 +89,18 @@ class Prepared(Gathered):
 
     plan: Plan
 
+    def opened(self, method: Method, seed: int, sharded: bool = False) -> PreTrainedModel:
+        """The model with ``method`` attached; one that is to be ``sharded`` stays in the host's memory, since it goes to
+        where it is computed shard by shard. InputError where the method and the rows do not go together."""
+        from weitiao.train import loop, modes
+
+        model = load(self.model, tokenizer=self.tokenizer, seed=seed, training=self.training, head=self.head,
+                     device="cpu" if sharded else None)  # fmt: skip
+        modes.seed_everything(seed)
+        model = method.attach(model)
+        loop.check(model, self.train)
+        return model
+
 
 def prepare(recipe: Sections, generators: Generators, tokenizer_folder: Path) -> Prepared:
     """Base, tokenizer, rows, examples and plan. A tokenizer that is to be trained is written to ``tokenizer_folder``,
@@ -94,6 +111,7 @@ def prepare(recipe: Sections, generators: Generators, tokenizer_folder: Path) ->
 
 def gather(recipe: Sections, generators: Generators, tokenizer_folder: Path) -> Gathered:
     """The same without the plan."""
+    before = need.peak_bytes() or 0
     model, data, task = recipe.model, fetched(recipe.data), recipe.task
     new = model.config is not None
     base = base_folder(model) if not new or model.tokenizer is None else None
@@ -116,8 +134,11 @@ def gather(recipe: Sections, generators: Generators, tokenizer_folder: Path) -> 
         print(line, file=sys.stderr)
     _say_examples(rows, validation)
     files = 0 if base is None or new else inspect.weight_bytes(base)
-    facts = phases.facts(dtype_of(model), recipe.output)
-    given = Given(shape, rows, validation, facts, files)
+    most = need.peak_bytes() or 0
+    tokenised = most if most > before else need.resident_bytes()  # what was higher before is not of these rows
+    facts = phases.facts(dtype_of(model), recipe.output, tokenised)
+    here = Path(model.path).expanduser().is_dir() or model.path == DEFAULT_MODEL
+    given = Given(shape, rows, validation, facts, files, 0 if here else files)
     training = recipe.method.base_names(shape)
     return Gathered(model, tokenizer, renderer, made.tools, training, given, head)
 
@@ -138,9 +159,11 @@ def planned(recipe: Sections, given: Given) -> Plan:
         result_dtype=dtype if elsewhere else choose_dtype(model.dtype),
         validation=given.validation,
         file_bytes=given.file_bytes,
-        saved_bytes=saved_by_quantization(shape, model, recipe.method.base_names(shape), ITEM_BYTES[dtype]),
+        coded_bytes=coded(shape, model, recipe.method.base_names(shape), ITEM_BYTES[dtype]),
         processes=ranks.launched().size,
         quantize=model.quantize,
+        fetched_bytes=given.fetched_bytes,
+        answers=given.answers,
     )
 
 
@@ -189,12 +212,13 @@ def _head(recipe: Sections, base: Path | None, rows: Sequence[Row]) -> Head | No
     return head
 
 
-def saved_by_quantization(shape: shapes.Shape, model: ModelOptions, training: Collection[str], item_bytes: int) -> int:
-    """Bytes that codes take off the weights; what trains has none. Experts that cannot have any are named."""
+def coded(shape: shapes.Shape, model: ModelOptions, training: Collection[str], item_bytes: int) -> tuple[int, int]:
+    """Bytes of the weights that codes stand for, and of these; what trains has none. Experts that cannot have any are
+    named."""
     from weitiao.models.quantized import linear_bytes
 
     if model.quantize == "none":
-        return 0
+        return 0, 0
     sizes = [
         (1, (linear.outputs, linear.inputs))
         for linear in shape.linears
@@ -206,7 +230,7 @@ def saved_by_quantization(shape: shapes.Shape, model: ModelOptions, training: Co
         message = "model.quantize: the experts of {type} stay as they are, {size}: their family computes them by itself"
         say(message, type=shape.model_type, size=size(left * item_bytes))
     held = sum(count * linear_bytes(*wide, model.quantize, model.double_quantization) for count, wide in sizes)
-    return sum(count * rows * columns for count, (rows, columns) in sizes) * item_bytes - held
+    return sum(count * rows * columns for count, (rows, columns) in sizes) * item_bytes, held
 
 
 def base_folder(model: ModelOptions) -> Path:

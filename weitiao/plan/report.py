@@ -15,10 +15,16 @@ MEMORY = "train.memory=low, train.micro_batch_tokens=1024, train.paged_optimizer
 def text(plan: Plan) -> str:
     """What trains, each phase's peak and disk, the worst step, the time, and whether it fits."""
     names = {
+        "fetch": t("fetch"),
+        "tokenise": t("tokenise"),
         "load": t("load"),
+        "quantise": t("quantise"),
         "train": t("train"),
         "evaluate": t("evaluate"),
         "checkpoint": t("checkpoint"),
+        "resume": t("resume"),
+        "merge": t("merge"),
+        "generate": t("generate"),
         "imports": t("libraries"),
         "weights": t("weights"),
         "optimizer": t("optimiser"),

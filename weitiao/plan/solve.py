@@ -168,7 +168,7 @@ class Search:
             return recipe, self.budget.given(gather(recipe, self.generators, self.folder).given)
         if name == "model":
             shape, file_bytes = self.models[value]
-            return recipe, replace(given, shape=shape, file_bytes=file_bytes)
+            return recipe, replace(given, shape=shape, file_bytes=file_bytes, fetched_bytes=file_bytes)
         method = recipe.method.model_copy(update={OPTIONS[name].partition(".")[2]: value})
         return recipe.model_copy(update={"method": method}), given
 
