@@ -36,7 +36,7 @@ def _jieba() -> Any:
     except ImportError:
         raise InputError(t('kind jieba needs the package jieba: pip install "weitiao[jieba]"')) from None
     jieba.setLogLevel(logging.WARNING)
-    cutter = jieba.Tokenizer()
+    cutter: Any = jieba.Tokenizer()
     with tempfile.TemporaryDirectory() as folder:  # else it would believe a cache that anybody may have put into /tmp
         cutter.tmp_dir = folder
         cutter.initialize()
