@@ -114,3 +114,22 @@ def test_words_are_cut_as_jieba_cuts_them(tmp_path: Path, capsys: pytest.Capture
     assert main([*words, "model.tokenizer.vocab_size=200"]) == 0
     assert "jieba's words that are one token\t1.0" in capsys.readouterr().out
     assert main([*words, "--overwrite", "isolate_words=true"]) == 2
+
+
+def test_a_base_takes_no_tokenizer_whose_numbers_mean_other_tokens(
+    tiny_llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"text": "the hotel is near the station"}\n' * 9, encoding="utf-8")
+    words = [
+        "plan",
+        f"model.path={tiny_llama}",
+        f"data.train={rows}",
+        "task.name=pretrain",
+        f"output={tmp_path / 'run'}",
+    ]
+    made("sentencepiece", tmp_path / "other", vocab_size=300)
+    assert main([*words, f"model.tokenizer={tmp_path / 'other'}"]) == 2
+    assert "tokens that tiny-llama has learnt have another number in it" in capsys.readouterr().err
+    shutil.copytree(tiny_llama, tmp_path / "same")
+    assert main([*words, f"model.tokenizer={tmp_path / 'same'}"]) == 0

@@ -121,6 +121,8 @@ def gather(recipe: Sections, generators: Generators, tokenizer_folder: Path) -> 
     splits = Splits([]) if on_disk else load_rows(data, task.name, generators=generators, seed=seed)
     texts = mapped.texts(data, task.name, seed) if on_disk else splits.train
     tokenizer = load_tokenizer(_tokenizer(model, base, texts, tokenizer_folder))
+    if base is not None and not new and isinstance(model.tokenizer, str):
+        _check_fits(tokenizer, base)
     head = _head(recipe, base, [*splits.train, *splits.validation])
     shape = _shape(model, base, len(tokenizer), head)
     with counting(t("rows to tokens")) as progress:
@@ -254,6 +256,21 @@ def _tokenizer(model: ModelOptions, base: Path | None, rows: Iterable[Row], fold
             train_tokenizer(map(text_of, rows), config.build(TokenizerOptions, given), folder)
         return folder
     return Path(given).expanduser() if given else base or base_folder(model)
+
+
+def _check_fits(tokenizer: PreTrainedTokenizerFast, base: Path) -> None:
+    """InputError for a tokenizer whose ids mean other tokens than those that the base has learnt them as."""
+    if not (base / "tokenizer.json").is_file():
+        return
+    own, given = load_tokenizer(base).get_vocab(), tokenizer.get_vocab()
+    other = sorted(token for token, number in own.items() if given.get(token) != number)
+    if len(other) > len(own) / 100:
+        message = (
+            "model.tokenizer: {count} of the {all} tokens that {base} has learnt have another number in it, or none "
+            "(first: {token}), so that its embedding means nothing; tokens are added by weitiao tokenizer extend"
+        )
+        named = json.dumps(other[0], ensure_ascii=False)
+        raise InputError(t(message, count=len(other), all=len(own), base=base.name, token=named))
 
 
 def _shape(model: ModelOptions, base: Path | None, vocab: int, head: Head | None) -> shapes.Shape:
