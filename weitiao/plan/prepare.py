@@ -90,12 +90,12 @@ class Prepared(Gathered):
     plan: Plan
 
     def opened(self, method: Method, seed: int, sharded: bool = False) -> PreTrainedModel:
-        """The model with ``method`` attached; one that is to be ``sharded`` stays in the host's memory, since it goes to
-        where it is computed shard by shard. InputError where the method and the rows do not go together."""
+        """The model with ``method`` attached. One that is to be ``sharded`` stays in the host's memory: it goes to where
+        it is computed shard by shard. InputError where the method and the rows do not go together."""
         from weitiao.train import loop, modes
 
-        model = load(self.model, tokenizer=self.tokenizer, seed=seed, training=self.training, head=self.head,
-                     device="cpu" if sharded else None)  # fmt: skip
+        model: Any = load(self.model, tokenizer=self.tokenizer, seed=seed, training=self.training,
+                          head=self.head, device="cpu" if sharded else None)  # fmt: skip
         modes.seed_everything(seed)
         model = method.attach(model)
         loop.check(model, self.train)
