@@ -90,7 +90,7 @@ class Prepared(Gathered):
     plan: Plan
 
     def opened(self, method: Method, seed: int, sharded: bool = False) -> PreTrainedModel:
-        """The model with ``method`` attached. One that is to be ``sharded`` stays in the host's memory: it goes to where
+        """The model with ``method`` attached. One that is to be ``sharded`` stays in the host memory: it goes to where
         it is computed shard by shard. InputError where the method and the rows do not go together."""
         from weitiao.train import loop, modes
 
