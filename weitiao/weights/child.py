@@ -18,7 +18,7 @@ from typing import Any
 
 ROOM_BYTES = 240 << 20
 CPU_SECONDS, SECONDS_A_BYTE = 1.0, 0.6e-6
-WALL_SECONDS = 60.0  # only so that nothing waits for ever: a busy machine makes no file bad
+WALL_SECONDS = 600.0  # only so that nothing waits for ever: a busy machine makes no file bad
 KEPT = ("PATH", "SYSTEMROOT", "LANG", "LC_ALL", "LC_MESSAGES")  # no secret of the environment goes in
 
 
