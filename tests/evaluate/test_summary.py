@@ -74,7 +74,7 @@ def test_a_loss_is_called_one(run: Path):
 def test_without_a_comparison_the_command_for_it(run: Path):
     _, better, real, forgot, *_ = answers(run, None)
     assert f"weitiao eval compare {run} --task generate --data TEST.jsonl" in better and "2.000 to 1.500" in better
-    assert "Unknown" in real and "Not measured" in forgot
+    assert "Not known" in real and "Not measured" in forgot
 
 
 def test_one_page_in_the_readers_language(run: Path, monkeypatch: pytest.MonkeyPatch):

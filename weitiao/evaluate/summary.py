@@ -146,7 +146,7 @@ def _tuned(facts: Facts) -> str:
 
 def _better(facts: Facts, compared: Facts | None, against: Difference | None) -> str:
     if against is None or compared is None:
-        parts = [t("That was not measured with the base beside it. Ask on rows that were not trained on:")]
+        parts = [t("`weitiao eval compare` has not been run on it. Ask on rows that were not trained on:")]
         parts.append(f"\n\n```sh\n{_compare_command(facts)}\n```\n")
         if facts.get("figures"):
             parts.append("\n" + t("The run by itself reached this:") + "\n\n" + listing(facts["figures"]))
@@ -194,7 +194,7 @@ def _meaning(measure: str) -> str:
 
 def _real(compared: Facts | None, against: Difference | None) -> str:
     if against is None or compared is None:
-        return t("Unknown, for the same reason.")
+        return t("Not known without that comparison.")
     low, high = against.gain.low, against.gain.high
     values = {"low": shown(against.measure, low), "high": shown(against.measure, high)}
     message = "On nineteen in twenty other sets of as many rows, the gain would lie between {low} and {high}: "
