@@ -83,6 +83,10 @@ INLINE uint32_t mixed(uint32_t x) {
 #define E float
 #include "kernels.c"
 
+#if defined(__AVX512BF16__) && !defined(__AMX_BF16__)
+#include "adapted.c"
+#endif
+
 #else
 
 /* sum = x + delta (where there is a delta), out = weight * sum / rms(sum), inverse[row] = 1 / rms. */

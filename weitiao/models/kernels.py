@@ -33,7 +33,7 @@ from weitiao.errors import say, t
 from weitiao.machine.speed import cache_folder
 
 SOURCE = Path(__file__).with_name("kernels.c")
-FILES = ("attention", "bytes", "codes", "decode", "products", "vectors")
+FILES = ("adapted", "attention", "bytes", "codes", "decode", "products", "vectors")
 INCLUDED = tuple(SOURCE.with_name(f"{name}.c") for name in FILES)
 FLAGS = "-O3 -march=native -fopenmp -fno-math-errno -fno-trapping-math -fno-signed-zeros -shared -fPIC".split()
 if platform.machine() in ("x86_64", "AMD64"):

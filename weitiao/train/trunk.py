@@ -31,7 +31,7 @@ from weitiao.data.batch import Example, lengths_of
 from weitiao.errors import say
 from weitiao.methods.base import compute_dtype
 from weitiao.methods.virtual import leading
-from weitiao.models import attention, block, kernels, modules, products, quantized, whole
+from weitiao.models import adapted, anatomy, attention, block, kernels, modules, products, quantized, whole
 from weitiao.runs import Run, write_atomic
 from weitiao.train.course import Course
 from weitiao.train.options import TrainOptions
@@ -166,7 +166,8 @@ def digest(model: nn.Module, blocks: int, course: Course) -> str:
     for tensor in (tensor for part in parts for tensor in part.state_dict().values()):
         found.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
     facts = [modules.inner(model).config.to_json_string(), course.fingerprint()["rows_crc32"], blocks]
-    code = [inspect.getsource(module) for module in (attention, block, kernels, products, quantized, whole)]
+    modules_read = adapted, anatomy, attention, block, kernels, products, quantized, whole
+    code = [inspect.getsource(module) for module in modules_read]
     facts += [*code, kernels.source(), kernels.processor(), str(compute_dtype(model))]
     facts += [torch.__version__, transformers.__version__]
     found.update(json.dumps(facts).encode())
