@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test matrix check-elsewhere plan-grid fuzz lint base clean FORCE
+.PHONY: help setup demo test matrix check-elsewhere plan-grid plan-limit fuzz lint base clean FORCE
 .PHONY: soak-fetch soak-files soak-secrets soak-tokenise soak-kill soak-rot soak-disk soak-nan soak-trainer
 
 help: ## this list
@@ -60,6 +60,9 @@ lint: setup ## ruff and pyright
 plan-grid: setup ## the plan against fresh processes on 168 cells (an hour; goes on where it was)
 	$(BIN)/python bench/plan/grid.py runs/plan-grid
 	$(BIN)/python bench/plan/grid.py --table runs/plan-grid
+
+plan-limit: setup ## solved plans run under a hard limit of plan + 5 % (hours; goes on where it was)
+	$(BIN)/python bench/plan/limit.py runs/plan-limit
 
 base: $(VENV)/.runtime ## make the embedded base model again, into the package (about an hour on two cores)
 	$(BIN)/weitiao train recipes/tiny-zh-base.yaml

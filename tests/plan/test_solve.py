@@ -19,6 +19,7 @@ ROWS = [{"prompt": "你好" * (n % 7 + 1), "answer": "再见" * (3 * n % 40 + 1)
 def words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """A recipe on the embedded model, whose plan is made in a process that has been used before."""
     monkeypatch.setattr("weitiao.plan.need.resident_bytes", lambda: 300 << 20)
+    monkeypatch.setattr("weitiao.plan.need.peak_bytes", lambda: 300 << 20)
     rows = tmp_path / "rows.jsonl"
     rows.write_text("\n".join(json.dumps(row) for row in ROWS), encoding="utf-8")
     return [f"data.train={rows}", f"output={tmp_path / 'run'}", "data.validation=0", "train.batch_size=16"]
