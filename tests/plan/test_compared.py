@@ -44,6 +44,9 @@ def test_a_run_is_noted_and_its_miss_told(tmp_path: Path, monkeypatch: pytest.Mo
     )
     words = [f"data.train={rows}", f"output={tmp_path / 'run'}", "data.validation=0", "train.max_steps=1"]
     monkeypatch.setattr("weitiao.plan.fact.peak_bytes", lambda: 1 << 40)  # the process has been used before
+    assert cli.main(["train", *words, f"output={tmp_path / 'thrown away'}"]) == 0 and not history.file().exists()
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
     assert cli.main(["train", *words]) == 0
     with history.file().open("a", encoding="utf-8") as file:
         file.write('{"cut')

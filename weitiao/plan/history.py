@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,10 +29,13 @@ def file() -> Path:
 
 
 def append(run: Path, facts: Mapping[str, Any], plan: Plan, peak_bytes: int | None, seconds: float) -> None:
-    """A line for a run that took all of its steps in this process. None where the peak says nothing of it: what was
-    planned in the process before took more. A cache that cannot be written is no harm."""
+    """A line for a run that took all of its steps in this process. None where the peak says nothing of it, since what
+    was planned in the process before took more, and none for a run in the system's folder for temporary files, which is
+    thrown away. A cache that cannot be written is no harm."""
     before = next((phase.host_peak_bytes for phase in plan.phases if phase.name == "tokenise"), 0)
     if peak_bytes is None or (plan.device == "cpu" and peak_bytes <= before):
+        return
+    if run.resolve().is_relative_to(Path(tempfile.gettempdir()).resolve()):
         return
     line = {
         "time": round(time.time()),
