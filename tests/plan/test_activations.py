@@ -14,7 +14,7 @@ from weitiao.models.block import fused
 from weitiao.plan.activations import kept_blocks, tape
 from weitiao.plan.blocks import block_bytes, fused_bytes, square_bytes
 
-ROWS, LENGTH = 2, 251  # a prime: no weight, and no copy of one, has a multiple of it
+ROWS, LENGTH = 4, 251  # a prime: no weight, and no copy of one, has a multiple of it; 4 leave nothing to fill up to 32
 SIZES = {"hidden_size": 128, "intermediate_size": 320, "num_attention_heads": 4, "num_key_value_heads": 2}
 EXPERTS = {"moe_intermediate_size": 80, "num_experts": 8, "num_experts_per_tok": 2}
 FAMILIES: dict[str, dict[str, Any]] = {
