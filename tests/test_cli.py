@@ -99,6 +99,14 @@ print([name for name in "{heavy}".split(", ") if name in sys.modules])
     assert done.stdout.splitlines()[-1] == "[]"
 
 
+@pytest.mark.parametrize("verb", ["train", "plan"])
+def test_a_mistyped_name_is_told_before_torch_is_there(verb: str, tmp_path: Path):
+    words = [verb, "data.train=missing.jsonl", f"output={tmp_path / 'run'}"]
+    code = f"import sys; from weitiao.cli import main; print(main({words!r}), 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.split() == ["2", "False"] and "missing.jsonl" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from torch import nn
 
 from weitiao.generate.engine import generate
 from weitiao.generate.sample import SampleOptions
+from weitiao.models import quantized as coding
 from weitiao.models import tiny
 from weitiao.models.experts import ExpertLinear
 from weitiao.models.quantized import (
@@ -167,3 +170,27 @@ def test_generating_keeps_the_weights_spread_out_until_training(monkeypatch: pyt
     assert answers() == wanted == answers()
     assert not any(layer.plain is not None for layer in quantized(model))
     assert capsys.readouterr().err.count("weitiao merge") == 1
+
+
+def test_what_is_coded_in_pieces_has_the_codes_of_the_whole(monkeypatch: pytest.MonkeyPatch):
+    weight = torch.randn(6, 7 * BLOCK + 2)
+    whole = encode_nf4(weight)
+    monkeypatch.setattr(coding, "PIECE", 2 * BLOCK)
+    assert all(torch.equal(*both) for both in zip(encode_nf4(weight), whole, strict=True))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="pages are given back on Linux only")
+@kinds
+def test_a_mapped_weight_lets_go_of_its_file(kind: str, double: bool, tmp_path: Path):
+    def resident():
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("RssFile"))
+
+    (tmp_path / "weight").write_bytes(torch.randn(2048, 2048).numpy().tobytes())
+    linear = nn.Linear(2048, 2048, bias=False, device="meta")
+    mapped = torch.from_file(str(tmp_path / "weight"), False, 2048 * 2048).view(2048, 2048)
+    linear.weight = nn.Parameter(mapped, requires_grad=False)
+    total, before = mapped.sum(), resident()
+    QuantizedLinear(linear, kind, double)
+    assert before - resident() > 0.9 * (16 << 10)
+    assert torch.equal(mapped.sum(), total)
