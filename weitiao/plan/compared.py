@@ -131,7 +131,7 @@ def instead(recipe: Sections, given: Given, budget: Budget) -> list[str]:
 
 def _written(section: str, name: str, value: Any) -> str:
     """An option as it is pasted."""
-    return f"{section}.{name}={value}".replace("True", "true") if name else f"{section}.name={value.name}"
+    return f"{section}.{name}={str(value).lower() if value is True else value}" if name else f"method.name={value.name}"
 
 
 def _changes(recipe: Sections, given: Given) -> Iterator[tuple[str, str, Any]]:
